@@ -1,0 +1,214 @@
+"""The one tree of errors; each carries a stable code and what to do about it.
+
+    EchoFedError
+    ├── StudyError            EF-1xx  the study document is not usable
+    │   ├── StudySyntaxError      EF-101
+    │   ├── StudyInvalidError     EF-102
+    │   ├── StudyVersionError     EF-103
+    │   ├── UnknownNameError      EF-104
+    │   └── NotBuiltError         EF-105
+    ├── DataError             EF-2xx  a site's data are not usable
+    │   ├── RegistrationError     EF-201
+    │   └── NoPatientsError       EF-202
+    ├── LearningError         EF-3xx  training cannot go on
+    │   ├── BatchNormError        EF-301
+    │   ├── NonFiniteLossError    EF-302
+    │   └── ParametersError       EF-303
+    ├── PrivacyError          EF-4xx  a privacy promise cannot be kept
+    │   ├── PrivacyParameterError EF-401
+    │   └── CalibrationError      EF-402
+    ├── WireError             EF-5xx  a message is refused
+    │   ├── ReplyRefusedError     EF-501
+    │   └── ArraysError           EF-502
+    └── RunError              EF-6xx  a run cannot go on
+        ├── TooFewRepliesError    EF-601
+        ├── CheckpointError       EF-602
+        ├── SitesError            EF-603
+        └── InterruptedRunError   EF-604
+
+`docs/errors.md` has one entry per code; a test holds the two together.
+"""
+
+from typing import ClassVar
+
+
+class EchoFedError(Exception):
+    """Base of every error EchoFed raises on purpose.
+
+    Args:
+        what: what happened, one sentence.
+        remedy: what to do about it, one sentence; defaults to the class's own remedy.
+    """
+
+    code: ClassVar[str] = "EF-000"
+    default_remedy: ClassVar[str] = "See docs/errors.md."
+
+    def __init__(self, what: str, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy or self.default_remedy
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.what} {self.remedy}"
+
+
+class StudyError(EchoFedError):
+    """The study document is not usable."""
+
+    code = "EF-100"
+
+
+class StudySyntaxError(StudyError):
+    """The file is not the plain YAML a study is written in."""
+
+    code = "EF-101"
+    default_remedy = "Correct the YAML at the line named."
+
+
+class StudyInvalidError(StudyError):
+    """The YAML is sound but its content does not make a study."""
+
+    code = "EF-102"
+    default_remedy = "Correct the fields named; `echofed study schema` lists what each accepts."
+
+
+class StudyVersionError(StudyError):
+    """The study was written for another version of the schema."""
+
+    code = "EF-103"
+    default_remedy = "Upgrade EchoFed, or write the study for this version's schema."
+
+
+class UnknownNameError(StudyError):
+    """A catalogue (tasks, models, metrics, strategies) has no such name."""
+
+    code = "EF-104"
+    default_remedy = "Choose one of the names listed."
+
+
+class NotBuiltError(StudyError):
+    """The study asks for a protection this version does not have yet."""
+
+    code = "EF-105"
+    default_remedy = "Do not run this study without it; write it off in the study or wait for the version that has it."
+
+
+class DataError(EchoFedError):
+    """A site's data are not usable."""
+
+    code = "EF-200"
+
+
+class RegistrationError(DataError):
+    """A folder cannot be registered at all (single bad rows are quarantined instead)."""
+
+    code = "EF-201"
+    default_remedy = "Check the path, index.csv and the column names in the site's settings."
+
+
+class NoPatientsError(DataError):
+    """The site has no usable patient for this study."""
+
+    code = "EF-202"
+    default_remedy = "Run `echofed site check` to see why each row was left out."
+
+
+class LearningError(EchoFedError):
+    """Training cannot go on."""
+
+    code = "EF-300"
+
+
+class BatchNormError(LearningError):
+    """Batch normalisation mixes patients, so no per-patient guarantee can be given."""
+
+    code = "EF-301"
+    default_remedy = "Use group normalisation (torch.nn.GroupNorm) in place of the layers named."
+
+
+class NonFiniteLossError(LearningError):
+    """The loss or an update is NaN or infinite."""
+
+    code = "EF-302"
+    default_remedy = "Lower the learning rate or look at this site's data with `echofed site check`."
+
+
+class ParametersError(LearningError):
+    """Parameters do not fit the model the study names."""
+
+    code = "EF-303"
+    default_remedy = "Use the initial-parameters file written for this study (`echofed study init`)."
+
+
+class PrivacyError(EchoFedError):
+    """A privacy promise cannot be kept."""
+
+    code = "EF-400"
+
+
+class PrivacyParameterError(PrivacyError):
+    """Epsilon, delta, noise or sampling are outside what has a meaning."""
+
+    code = "EF-401"
+    default_remedy = "Use epsilon > 0 and 0 < delta < 1 / patients."
+
+
+class CalibrationError(PrivacyError):
+    """No amount of noise meets the target within the search range."""
+
+    code = "EF-402"
+    default_remedy = "Use fewer steps, a lower sampling probability or a larger epsilon."
+
+
+class WireError(EchoFedError):
+    """A message is refused."""
+
+    code = "EF-500"
+
+
+class ReplyRefusedError(WireError):
+    """A site's reply does not have the agreed form."""
+
+    code = "EF-501"
+    default_remedy = "The reply is left out; ask the site for its log."
+
+
+class ArraysError(WireError):
+    """A buffer of arrays is malformed, too large or not what was agreed."""
+
+    code = "EF-502"
+    default_remedy = "Send the parameters the study's model names, in float32."
+
+
+class RunError(EchoFedError):
+    """A run cannot go on."""
+
+    code = "EF-600"
+
+
+class TooFewRepliesError(RunError):
+    """Fewer sites answered than the study requires before anything is published."""
+
+    code = "EF-601"
+    default_remedy = "The last good model is kept; look at the sites named, then resume the run."
+
+
+class CheckpointError(RunError):
+    """A checkpoint cannot be written or read; the previous one stays valid."""
+
+    code = "EF-602"
+    default_remedy = "Free some disk space, then resume the run."
+
+
+class SitesError(RunError):
+    """The sites of a run cannot be made or do not fit the study."""
+
+    code = "EF-603"
+    default_remedy = "Check --data and the way the sites are split."
+
+
+class InterruptedRunError(RunError):
+    """The user stopped the run."""
+
+    code = "EF-604"
+    default_remedy = "Resume it with --resume."

@@ -1,0 +1,1 @@
+"""The study documents that ship with EchoFed."""
