@@ -18,7 +18,9 @@ Parameters = dict[str, NDArray[np.float32]]
 MAX_HEADER_BYTES = 4 * 2**20
 
 
-def encode_parameters(parameters: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_parameters(
+    parameters: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Return the safetensors buffer holding `parameters`.
 
     Args:

@@ -31,11 +31,12 @@ class Instruction(Document):
 
 
 class SpentPrivacy(Document):
-    """Privacy spent at a site in this study, this round included."""
+    """The mechanism a site has run in this study, this round included; any accountant turns it into an epsilon."""
 
-    epsilon: float = Field(ge=0)
+    noise_multiplier: float = Field(gt=0, description="noise standard deviation / clipping norm.")
+    sampling_probability: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
     delta: float = Field(gt=0, lt=1)
-    noise_multiplier: float = Field(gt=0)
 
 
 class _Reply(Document):

@@ -1,7 +1,7 @@
 """The catalogue of models, as data: names and parameters a study may ask for.
 
-`echofed.learning.models` builds what is declared here; a coordinator needs only the declaration. To add a model, declare
-it here and build it there.
+`echofed.learning.models` builds what is declared here; a coordinator needs only the declaration. To add a model,
+declare it here and build it there.
 """
 
 from typing import Annotated, Literal
@@ -30,7 +30,7 @@ class Scattering(_Model):
 
     name: Literal["scattering"]
     scales: int = Field(default=4, ge=1, le=6, description="J, the largest scale is 2^J pixels.")
-    angles: int = Field(default=8, ge=1, le=16)
+    angles: int = Field(default=8, ge=2, le=16)
     grid: int = Field(default=1, ge=1, le=4, description="features are averaged over grid x grid cells.")
     head: Literal["linear", "small"] = "linear"
     projection: int | None = Field(default=None, ge=8, le=4096, description="dimensions kept, all if absent.")
@@ -41,7 +41,7 @@ class SmallResNet(_Trainable):
 
     name: Literal["small_resnet"]
     width: int = Field(default=16, ge=8, le=128, multiple_of=8)
-    blocks: int = Field(default=3, ge=1, le=5)
+    blocks: int = Field(default=2, ge=1, le=5, description="residual blocks in each of three stages.")
 
 
 class DenseNet121(_Trainable):

@@ -49,7 +49,7 @@ class Task(Document):
     one_label_per_patient: bool = Field(default=False, description="quarantine patients found under several labels.")
     class_weights: tuple[Annotated[float, Field(gt=0, le=1000)], ...] | None = Field(
         default=None,
-        description="loss weight of each label, against imbalance; from published prevalence, not from the sites' data.",
+        description="loss weight of each label, against imbalance; from published prevalence, not from sites' data.",
     )
     value_range: tuple[float, float] | None = Field(
         default=None, description="regression only: smallest and largest plausible value, in the value's own unit."
@@ -82,7 +82,9 @@ class Preprocessing(Document):
     standardise: Literal["none", "image"] = Field(
         default="none", description="image: subtract the image's own mean and divide by its standard deviation."
     )
-    max_images_per_patient: int = Field(default=50, ge=1, le=1000, description="further images are left out, and counted.")
+    max_images_per_patient: int = Field(
+        default=50, ge=1, le=1000, description="further images are left out, and counted."
+    )
 
 
 class Augmentation(Document):
@@ -94,6 +96,11 @@ class Augmentation(Document):
     zoom: float = Field(default=0.0, ge=0, le=0.3, description="scales by up to this fraction.")
     speckle: float = Field(default=0.0, ge=0, le=0.5, description="multiplicative noise of this standard deviation.")
     copies: int = Field(default=1, ge=1, le=16, description="augmented copies averaged before clipping.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any change is asked for."""
+        return self.flip or any((self.gain, self.shift, self.zoom, self.speckle))
 
 
 class Training(Document):
@@ -121,8 +128,12 @@ class Privacy(Document):
 
     unit: Literal["patient", "none"]
     epsilon: float | None = Field(default=None, gt=0, le=1000, description="for the whole study, at each site.")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="absent: 1 / (10 x the site's training patients).")
-    clipping_norm: float | None = Field(default=None, gt=0, le=1e6, description="C, largest norm of one patient's gradient.")
+    delta: float | None = Field(
+        default=None, gt=0, lt=1, description="absent: 1 / (10 x the site's training patients)."
+    )
+    clipping_norm: float | None = Field(
+        default=None, gt=0, le=1e6, description="C, largest norm of one patient's gradient."
+    )
     accountant: Literal["prv", "rdp"] = "prv"
 
     @model_validator(mode="after")
@@ -185,6 +196,7 @@ class Strategy(Document):
     server_optimizer: ServerOptimizer = ServerOptimizer()
     client_term: ClientTerm = ClientTerm()
     shared_layers: Literal["all", "all_but_normalisation"] = "all"
+    maximum_update_norm: float = Field(default=1e4, gt=0, le=1e9, description="a larger update is refused.")
 
     @model_validator(mode="before")
     @classmethod
@@ -202,7 +214,9 @@ class Federation(Document):
     """Rounds, and how many sites they need."""
 
     rounds: int = Field(ge=1, le=10_000)
-    minimum_sites: int = Field(default=2, ge=1, le=1000, description="sites that must take part for the study to start.")
+    minimum_sites: int = Field(
+        default=2, ge=1, le=1000, description="sites that must take part for the study to start."
+    )
     minimum_replies: int = Field(default=2, ge=1, le=1000, description="updates a round needs before it is published.")
     retries: int = Field(default=2, ge=0, le=100, description="times a round without enough replies is tried again.")
     round_timeout_seconds: float = Field(default=3600, gt=0, le=7 * 86400)
@@ -217,7 +231,9 @@ class Federation(Document):
 class Evaluation(Document):
     """How the model is judged; patients are split once, by a keyed hash of their id on the site."""
 
-    validation_fraction: float = Field(default=0.15, ge=0, le=0.5, description="patients used to choose the best model.")
+    validation_fraction: float = Field(
+        default=0.15, ge=0, le=0.5, description="patients used to choose the best model."
+    )
     test_fraction: float = Field(default=0.2, ge=0, le=0.5, description="patients kept for the final report.")
     every_rounds: int = Field(default=1, ge=1, le=10_000)
 

@@ -1,0 +1,35 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# No telemetry from Flower or Ray, and no thread pool larger than the machine in tests.
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/research.installed ## a private federated study on phantoms, from nothing to its report
+	$(BIN)/echofed demo
+
+test: $(VENV)/development.installed ## all tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/development.installed ## lint, types, import contracts, packaging
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_packaging.py
+
+bench: $(VENV)/development.installed ## every measured claim; takes about an hour on two cores
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove what make made
+	rm -rf $(VENV) .typing build dist *.egg-info
+
+$(VENV)/%.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	mkdir -p .typing && ln -sfn .. .typing/echofed
+	touch $@

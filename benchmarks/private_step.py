@@ -1,0 +1,195 @@
+"""What patient-level privacy costs: a private step against the same step without privacy, on the same images.
+
+The step without privacy is the fastest of what EchoFed and torch offer on the same cores: all patients' images batched
+together. Beside both stand Opacus' own hooks, which keep a gradient for every image, summed per patient before clipping.
+Times are medians of steps taken in turn, so that a busy machine slows all alike.
+
+    python -m benchmarks.private_step [--quick]
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+
+from echofed.learning.batches import batches
+from echofed.learning.engine import train
+from echofed.learning.examples import Examples
+from echofed.learning.models import StudyModel, build_model
+from echofed.learning.randomness import NoiseSource
+from echofed.learning.tasks import item_losses
+from echofed.protocol.study import Study
+
+TARGET_RATIO = 1.1
+IMAGES_PER_PATIENT = (2, 12)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its images and how many patients a step draws."""
+
+    name: str
+    model: dict[str, Any]
+    image_size_px: int
+    patients: int
+    repeats: int
+    per_image_gradients: bool
+
+
+CASES = (
+    Case("small_resnet, 64 px", {"name": "small_resnet", "width": 16, "blocks": 2}, 64, 16, 15, True),
+    Case("small_resnet of ResNet18's size, 128 px", {"name": "small_resnet", "width": 128, "blocks": 2}, 128, 6, 5, True),
+    Case("densenet121, 128 px", {"name": "densenet121"}, 128, 6, 5, False),
+    Case("scattering head, 96 px", {"name": "scattering"}, 96, 200, 25, False),
+)
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Time every case and return one row for each engine: case, engine, threads, seconds, ratio to no privacy.
+
+    Args:
+        quick: the small network and the head only, three times each.
+    """
+    with warnings.catch_warnings():
+        # Opacus and torch disagree on which backward hooks are full; the gradients are compared in the tests.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        cases = (CASES[0], CASES[-1]) if quick else CASES
+        return [row for case in cases for row in _time_case(case, 3 if quick else case.repeats)]
+
+
+def _time_case(case: Case, repeats: int) -> list[dict[str, Any]]:
+    private, public = _study(case, private=True), _study(case, private=False)
+    examples = _examples(case, private)
+    model = build_model(private)
+    starts = [parameter.detach().clone() for parameter in model.parameters()]
+    noise = NoiseSource(1.0, seed=0)
+
+    def step(study: Study, threads: int) -> Callable[[], object]:
+        given = noise if study.is_private else None
+        return lambda: train(model, examples, study, rng=np.random.default_rng(0), noise=given, threads=threads)
+
+    engines: dict[tuple[str, int], Callable[[], object]] = {
+        (name, threads): step(study, threads)
+        for threads in (1, 2)
+        for name, study in (("not private", public), ("private", private))
+    }
+    if case.per_image_gradients:
+        engines["Opacus hooks, summed per patient", 2] = lambda: _hooked_step(private, examples)
+    seconds: dict[tuple[str, int], list[float]] = {engine: [] for engine in engines}
+    for repeat in range(repeats + 1):
+        for engine, take_step in engines.items():
+            with torch.no_grad():
+                for parameter, start in zip(model.parameters(), starts, strict=True):
+                    parameter.copy_(start)
+            begin = time.perf_counter()
+            take_step()
+            if repeat > 0:  # the first step of each fills caches
+                seconds[engine].append(time.perf_counter() - begin)
+    medians = {engine: statistics.median(values) for engine, values in seconds.items()}
+    return [
+        {
+            "case": case.name,
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "images": len(examples.item_images),
+            "engine": name,
+            "threads": threads,
+            "seconds": median,
+            "ratio": median / _fastest_without_privacy(medians, threads),
+        }
+        for (name, threads), median in medians.items()
+    ]
+
+
+def _fastest_without_privacy(medians: dict[tuple[str, int], float], threads: int) -> float:
+    """Return the best time without privacy on this many cores: two are free to use one."""
+    return min(medians["not private", used] for used in range(1, threads + 1))
+
+
+def _study(case: Case, private: bool) -> Study:
+    return Study.model_validate(
+        {
+            "schema_version": 1,
+            "title": "Cost of a private step",
+            "purpose": "benchmark",
+            "contact": "benchmark",
+            "task": {"kind": "binary", "labels": ("benign", "malignant")},
+            "preprocessing": {"image_size_px": case.image_size_px},
+            "model": case.model,
+            "training": {"learning_rate": 0.01, "local_steps": 1, "sampling_probability": 1.0},
+            "privacy": {"unit": "patient", "epsilon": 3.0, "clipping_norm": 1.0} if private else {"unit": "none"},
+            "federation": {"rounds": 1, "minimum_sites": 1, "minimum_replies": 1},
+        }
+    )
+
+
+def _examples(case: Case, study: Study) -> Examples:
+    """Draw images of noise, which cost what real ones cost."""
+    rng = np.random.default_rng(0)
+    per_patient = rng.integers(*IMAGES_PER_PATIENT, size=case.patients, endpoint=True)
+    ends = np.cumsum(per_patient)
+    n, side = int(ends[-1]), case.image_size_px
+    model = build_model(study)
+    features = None
+    if model.has_fixed_features:
+        dimensions = next(p for p in model.parameters() if p.requires_grad).shape[1]
+        features = rng.standard_normal((n, dimensions), dtype=np.float32)
+    return Examples(
+        images=rng.integers(256, size=(n, side, side), dtype=np.uint8),
+        masks=None,
+        targets=rng.integers(2, size=(n, 1)).astype(np.float32),
+        item_images=tuple(np.arange(image, image + 1) for image in range(n)),
+        patient_items=tuple(np.arange(end - count, end) for count, end in zip(per_patient, ends, strict=True)),
+        features=features,
+    )
+
+
+def _hooked_step(study: Study, examples: Examples) -> None:
+    """Take the same private step with Opacus' hooks: a gradient of each image, added up per patient, then clipped."""
+    torch.set_num_threads(2)
+    model: StudyModel = build_model(study)
+    hooked = GradSampleModule(model, loss_reduction="sum")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = DPOptimizer(
+        torch.optim.SGD(parameters, lr=study.training.learning_rate),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=examples.patients,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for patient, items in enumerate(examples.patient_items):
+        for batch in batches(examples, study, items, np.full(len(items), 1 / len(items)), parameters[0].dtype):
+            logits = hooked(batch.inputs, batch.item_of_image, len(batch.targets))
+            (item_losses(study.task, logits, batch.targets) * batch.shares).sum().backward()
+        for parameter in parameters:
+            parts = parameter.grad_sample if isinstance(parameter.grad_sample, list) else [parameter.grad_sample]
+            parameter.grad_sample = torch.stack([part.sum(0) for part in parts]).sum(0, keepdim=True)
+        optimizer.signal_skip_step(patient < examples.patients - 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    hooked.remove_hooks()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    rows = run(parser.parse_args().quick)
+    print(f"{'case':42}{'engine':36}{'threads':>8}{'ms':>10}{'ratio':>8}")
+    for row in rows:
+        print(
+            f"{row['case']:42}{row['engine']:36}{row['threads']:8d}{1e3 * row['seconds']:10.1f}{row['ratio']:8.2f}"
+        )
+    print(f"Ratio: to the fastest step without privacy on as many cores; target {TARGET_RATIO} at most.")
+
+
+if __name__ == "__main__":
+    main()

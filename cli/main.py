@@ -1,0 +1,38 @@
+"""The `echofed` command."""
+
+import os
+import sys
+
+import typer
+
+from echofed.cli import demo, runs, site, study
+from echofed.protocol.errors import EchoFedError, InterruptedRunError
+
+app = typer.Typer(
+    help="Hospitals train one ultrasound model together; no patient image leaves a site.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(study.app, name="study", help="Write and check study documents.")
+app.add_typer(site.app, name="site", help="Register and check a site's images.")
+app.command()(demo.demo)
+app.command()(runs.simulate)
+app.command()(runs.report)
+
+
+def main() -> None:
+    """Run the command; expected errors are printed with their code and remedy, and set the exit status."""
+    # Flower and Ray phone home unless told not to.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        app()
+    except InterruptedRunError as error:
+        sys.stderr.write(f"\n{error.what}\n{error.remedy}\n")
+        sys.exit(130)
+    except EchoFedError as error:
+        sys.stderr.write(f"error {error.code}: {error.what}\nWhat to do: {error.remedy}\n")
+        sys.exit(2)

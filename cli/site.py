@@ -1,0 +1,44 @@
+"""`echofed site`: register and check a site's images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+State = Annotated[Path, typer.Option(help="the site's state folder; holds its registry and keys")]
+
+
+@app.command()
+def register(
+    data: Annotated[Path, typer.Argument(help="folder with index.csv and images", metavar="FOLDER")],
+    state: State = Path("site"),
+    name: Annotated[str, typer.Option(help="the site's name, as the consortium knows it")] = "site",
+    column: Annotated[
+        list[str] | None, typer.Option(help="a column's name in the index, e.g. patient=PID or label=diagnosis; repeat")
+    ] = None,
+) -> None:
+    """Register a folder of images, or bring its registration up to date; bad images are set aside with a reason."""
+    from rich.console import Console
+
+    from echofed.cli.columns import read_columns
+    from echofed.cli.progress import progress_bars
+    from echofed.client.settings import SiteSettings
+    from echofed.client.site import create_site
+
+    settings = SiteSettings(name=name, data_folder=data.absolute(), columns=read_columns(column or []))
+    with progress_bars(Console(stderr=True)) as show:
+        found = create_site(state, settings).register(lambda done, total: show("Reading images", done, total))
+    typer.echo(found.text())
+
+
+@app.command()
+def check(
+    study: Annotated[Path, typer.Argument(help="the study document, YAML", metavar="STUDY")],
+    state: State = Path("site"),
+) -> None:
+    """Show what the site can bring to a study: patients, images and labels, and what is left out and why."""
+    from echofed.client.site import open_site
+    from echofed.protocol.study_file import load_study
+
+    typer.echo(open_site(state).check(load_study(study)).text())

@@ -1,0 +1,39 @@
+"""The noise a site needs for a study, worked out once and remembered."""
+
+import json
+import os
+from pathlib import Path
+
+from echofed.privacy.accounting import noise_multiplier_for
+from echofed.privacy.budget import check_budget, delta_for
+from echofed.protocol.study import Study
+
+FILE_NAME = "calibrations.json"
+
+
+def noise_multiplier(study: Study, training_patients: int, state_folder: Path) -> float:
+    """Return sigma / C such that all steps of the study together cost at most the study's epsilon at this site.
+
+    The result is a function of the study and the number of patients only, so it is kept in the site's state folder.
+
+    Raises:
+        PrivacyError: the study's privacy parameters have no meaning at a site of this size.
+    """
+    assert study.privacy.epsilon is not None, "only a private study is calibrated"
+    delta = delta_for(training_patients, study.privacy.delta)
+    check_budget(study.privacy.epsilon, delta, training_patients)
+    arguments = (
+        study.privacy.epsilon,
+        delta,
+        study.training.sampling_probability,
+        study.steps,
+        study.privacy.accountant,
+    )
+    key, path = json.dumps(arguments), state_folder / FILE_NAME
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    if key not in known:
+        known[key] = noise_multiplier_for(*arguments)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(known, indent=1))
+        part.replace(path)
+    return known[key]

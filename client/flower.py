@@ -1,0 +1,102 @@
+"""The hospital's Flower ClientApp: train, evaluate, and describe (a query)."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from echofed.client.flower_messages import description_message, evaluation_message, refusal_message, update_message
+from echofed.client.participation import Participation
+from echofed.client.site import open_site
+from echofed.learning.models import StudyModel, build_model, load_parameters
+from echofed.protocol.arrays import Parameters
+from echofed.protocol.errors import EchoFedError, WireError
+from echofed.protocol.flower_records import read_document, read_parameters
+from echofed.protocol.messages import Instruction
+from echofed.protocol.study import Study
+from echofed.protocol.study_folder import read_study_folder
+
+MAX_MODEL_BYTES = 2 * 2**30
+Answer = Callable[[Message, Participation, Instruction], Message]
+
+
+def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int | None) -> ClientApp:
+    """Return a ClientApp that takes part in one study.
+
+    Args:
+        study_folder: holds the study and its initial parameters (`echofed.protocol.study_folder`).
+        site_folders: state folders of the sites; a node is the site at its `partition-id`, the only one if it has none.
+        seed: for simulations only; None in a hospital.
+    """
+    app = ClientApp()
+
+    def answering(answer: Answer) -> Callable[[Message, Context], Message]:
+        def respond(message: Message, context: Context) -> Message:
+            folder = site_folders[int(context.node_config.get("partition-id", 0))]
+            try:
+                participation = _participation(study_folder, folder, seed)
+                instruction = read_document(message.content, Instruction)
+                if instruction.study_hash != participation.study.hash:
+                    raise WireError("The instruction is for a study this site has not approved.", "Nothing was run.")
+                return answer(message, participation, instruction)
+            except EchoFedError as error:
+                return refusal_message(message, error)
+
+        return respond
+
+    app.train()(answering(_train))
+    app.evaluate()(answering(_evaluate))
+    app.query()(answering(_describe))
+    return app
+
+
+@lru_cache(maxsize=1024)
+def _participation(study_folder: Path, site_folder: Path, seed: int | None) -> Participation:
+    study, model, initial, metadata = _model(study_folder)
+    return Participation(study, model, initial, metadata, open_site(site_folder), seed)
+
+
+@lru_cache(maxsize=1)
+def _model(study_folder: Path) -> tuple[Study, StudyModel, Parameters, dict[str, str]]:
+    study, initial, metadata = read_study_folder(study_folder)
+    model = build_model(study)
+    load_parameters(model, initial)
+    return study, model, initial, metadata
+
+
+def _train(message: Message, participation: Participation, instruction: Instruction) -> Message:
+    shared = read_parameters(message.content, MAX_MODEL_BYTES)
+    trained = participation.train(shared, instruction.round_number)
+    return update_message(
+        message,
+        participation.study,
+        participation.site.name,
+        instruction,
+        trained.update,
+        patients=trained.patients,
+        training_loss=trained.loss,
+        spent=trained.spent,
+        seconds=trained.seconds,
+    )
+
+
+def _evaluate(message: Message, participation: Participation, instruction: Instruction) -> Message:
+    shared = read_parameters(message.content, MAX_MODEL_BYTES)
+    evaluation = participation.evaluate(shared, instruction.round_number)
+    return evaluation_message(
+        message,
+        participation.study,
+        participation.site.name,
+        instruction,
+        patients=participation.describe()["validation"],
+        loss=evaluation.loss,
+        metric=evaluation.metric,
+    )
+
+
+def _describe(message: Message, participation: Participation, instruction: Instruction) -> Message:
+    return description_message(
+        message, participation.study, participation.site.name, instruction, participation.describe()
+    )

@@ -1,0 +1,78 @@
+"""A message's content as Flower carries it: one JSON document and, with a model, one safetensors buffer.
+
+The only file of `protocol` that knows Flower; both sides build and read content here, so there is one wire form.
+"""
+
+from typing import TypeVar
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from pydantic import ValidationError
+
+from echofed.protocol.arrays import Parameters, decode_parameters, encode_parameters
+from echofed.protocol.document import Document
+from echofed.protocol.errors import EchoFedError, ReplyRefusedError
+from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+
+D = TypeVar("D", bound=Document)
+MAX_DOCUMENT_BYTES = 64 * 2**10
+SITE_ERROR_CODE = 700
+"""Flower error code of a message in which a site says why it could not answer."""
+
+
+def parameters_record(parameters: Parameters) -> ArrayRecord:
+    """Return a Flower record holding parameters as one safetensors buffer."""
+    data = encode_parameters(parameters)
+    return ArrayRecord({ARRAY_KEY: Array(dtype="uint8", shape=(len(data),), stype="safetensors", data=data)})
+
+
+def content(document: Document, parameters: ArrayRecord | None = None) -> RecordDict:
+    """Return the content of a message: a document and, optionally, a record from `parameters_record`."""
+    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document.model_dump_json()})})
+    if parameters is not None:
+        records[PARAMETERS_RECORD] = parameters
+    return records
+
+
+def read_document(records: RecordDict, kind: type[D]) -> D:
+    """Return the document in a message's content.
+
+    Raises:
+        ReplyRefusedError: a record beside those of the allow-list, a document too long or not of this kind.
+    """
+    unexpected = set(records) - {DOCUMENT_RECORD, PARAMETERS_RECORD}
+    if unexpected:
+        raise ReplyRefusedError(f"The message holds records that are not agreed: {sorted(unexpected)[:3]}.")
+    record = records.config_records.get(DOCUMENT_RECORD)
+    text = record.get(DOCUMENT_KEY) if record is not None and set(record) == {DOCUMENT_KEY} else None
+    if not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES:
+        raise ReplyRefusedError("The message holds no document of the agreed form.")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, detail["loc"])) or "document" for detail in error.errors()[:3])
+        raise ReplyRefusedError(f"The message's {kind.__name__} is not of the agreed form: {fields}.") from error
+
+
+def read_parameters(records: RecordDict, max_bytes: int) -> Parameters:
+    """Return the parameters in a message's content.
+
+    Raises:
+        ReplyRefusedError: there is not exactly one safetensors buffer.
+        ArraysError: the buffer is too large or malformed.
+    """
+    record = records.array_records.get(PARAMETERS_RECORD)
+    if record is None or set(record) != {ARRAY_KEY} or record[ARRAY_KEY].stype != "safetensors":
+        raise ReplyRefusedError("The message does not hold exactly one safetensors buffer.")
+    return decode_parameters(record[ARRAY_KEY].data, max_bytes)
+
+
+def payload_bytes(message: Message) -> int:
+    """Return the bytes of parameters a message carries."""
+    if not message.has_content():
+        return 0
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def error_reply(error: EchoFedError, reply_to: Message) -> Message:
+    """Return a reply that says, with the error's code, why the site could not answer."""
+    return Message(Error(SITE_ERROR_CODE, f"[{error.code}] {error.what}"), reply_to=reply_to)

@@ -1,0 +1,120 @@
+"""A study on one page, in words for a hospital's data protection officer."""
+
+import textwrap
+
+from echofed.protocol.study import Study
+
+_WIDTH = 96
+_TASK_WORDS = {
+    "binary": "tells {labels} apart",
+    "multiclass": "tells {labels} apart",
+    "multilabel": "says which of these findings are present: {labels}",
+    "segmentation": "outlines the {labels}",
+    "regression": "estimates {labels}",
+}
+
+
+def summary(study: Study) -> str:
+    """Return the page: what is computed, on which exams, what leaves, and what it costs in privacy."""
+    sections = (
+        ("Why", study.purpose),
+        ("Who answers questions", study.contact),
+        ("What is computed", _computed(study)),
+        ("On which exams", _exams(study)),
+        ("What leaves the hospital", _leaves(study)),
+        ("What it costs in privacy", _privacy(study)),
+        ("When it runs", _runs(study)),
+    )
+    blocks = [f"{study.title}\n{'=' * min(len(study.title), _WIDTH)}"]
+    for heading, text in sections:
+        blocks.append(
+            f"{heading}\n" + "\n".join(textwrap.fill(line, _WIDTH, **_indent(line)) for line in text.split("\n"))
+        )
+    blocks.append(f"Approving this study approves exactly this hash:\n  {study.hash}")
+    return "\n\n".join(blocks)
+
+
+def _indent(line: str) -> dict[str, str]:
+    return {"initial_indent": "  ", "subsequent_indent": "    " if line.startswith("- ") else "  "}
+
+
+def _computed(study: Study) -> str:
+    task, training = study.task, study.training
+    says = _TASK_WORDS[task.kind].format(labels=", ".join(task.labels))
+    unit = "exam" if task.unit == "exam" else "image"
+    return (
+        f"A model ({study.model.name}) that {says}, one answer an {unit}. In each of {study.federation.rounds} rounds the "
+        f"hospital's own EchoFed takes {training.local_steps} training steps on its own machine, each on a random "
+        f"{training.sampling_probability:.0%} of its training patients. No code comes with the study: it can only name "
+        "what the hospital has installed."
+    )
+
+
+def _exams(study: Study) -> str:
+    task, size = study.task, study.preprocessing
+    label = {
+        "segmentation": "ultrasound images with an outline of the structure",
+        "regression": f"ultrasound images with a value for {task.labels[0]}",
+        "multilabel": "ultrasound images with a yes or no for each finding",
+    }.get(task.kind, f"ultrasound images labelled {', '.join(task.labels)}")
+    left_out = f" Exams labelled {', '.join(task.excluded_labels)} are left out." if task.excluded_labels else ""
+    kept = study.evaluation.validation_fraction + study.evaluation.test_fraction
+    return (
+        f"On registered {label}, reduced to {size.image_size_px} x {size.image_size_px} grey pixels, at most "
+        f"{size.max_images_per_patient} a patient.{left_out} {kept:.0%} of the patients are never trained on: they are kept "
+        "to judge the model. The images stay where they are."
+    )
+
+
+def _leaves(study: Study) -> str:
+    noise = "with noise that hides each patient" if study.is_private else "WITHOUT noise to hide single patients"
+    lines = [
+        f"- each round, one update of the model's numbers, {noise};",
+        "- each round evaluated, on the validation patients: their number, the mean loss and the "
+        f"{study.metric.replace('_', ' ')}, without noise;",
+        "- once, the number of training, validation and test patients;",
+        "- how long training took, and the name under which the hospital is enrolled.",
+    ]
+    if study.strategy.weighting == "patients":
+        lines.insert(1, "- each round, the number of training patients, by which updates are weighted;")
+    if study.is_private:
+        lines.insert(1, "- each round, the strength of the noise, which depends on the number of training patients;")
+    else:
+        lines.insert(1, "- each round, the mean training loss;")
+    lines.append("No image, no patient identifier and no number about a single patient leaves.")
+    return "\n".join(lines)
+
+
+def _privacy(study: Study) -> str:
+    privacy = study.privacy
+    if not study.is_private:
+        return (
+            "NOTHING PROTECTS SINGLE PATIENTS. The updates are exact, and something about a single patient may be read "
+            "from them. Approve only if the coordinator and every other site may be trusted with that."
+        )
+    delta = f"{privacy.delta:g}" if privacy.delta else "1 / (10 x training patients)"
+    assert privacy.epsilon is not None
+    return (
+        f"epsilon {privacy.epsilon:g}, delta {delta}, for the whole study, for each patient with all exams (add or remove "
+        f"one patient; accountant {privacy.accountant}). In words: whoever sees every update, and guesses with even odds "
+        f"whether a patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for a failure "
+        "of probability delta. The validation figures and the counts named above are not covered."
+    )
+
+
+def _best_guess(epsilon: float) -> str:
+    # e^eps / (1 + e^eps): the success of the best test between two neighbours (Kairouz et al. (2015)).
+    return f"{100 / (1 + 2.718281828459045**-epsilon):.4g}%"
+
+
+def _runs(study: Study) -> str:
+    federation = study.federation
+    secure = (
+        "The coordinator sees each hospital's update (secure aggregation: none)."
+        if study.secure_aggregation.mode == "none"
+        else "The coordinator sees only the sum of the updates."
+    )
+    return (
+        f"The study starts with at least {federation.minimum_sites} hospitals; a round is published only if at least "
+        f"{federation.minimum_replies} answered. A hospital may refuse or stop at any time. {secure}"
+    )

@@ -1,0 +1,128 @@
+"""A Flower Grid over the worker pool: the transport a simulation swaps in, and nothing else."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.server.rounds import exchange
+from echofed.simulations.pool import Answer, Job, WorkerPool
+
+RUN_ID = 1
+WAIT_SECONDS = 0.2
+DAY_SECONDS = 86_400.0
+
+
+@dataclass
+class _Sent:
+    message: Message
+    answer: Answer | None = None
+
+
+class InProcessGrid(Grid):
+    """Sends messages to sites simulated by a pool; node 1 is the first site.
+
+    Replies come back in the order the messages were sent, so sums are the same for any number of workers. At most a few
+    are in memory at a time: a message is handed to the pool only when those before it are nearly all answered.
+
+    Args:
+        pool: runs the ClientApp.
+        sites: number of sites.
+    """
+
+    def __init__(self, pool: WorkerPool, sites: int) -> None:
+        self._pool, self._sites = pool, sites
+        self._run = Run.create_empty(RUN_ID)
+        self._ids = count(1)
+        self._sent: dict[str, _Sent] = {}
+        self._waiting: deque[str] = deque()
+        self._in_pool = 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the node ids of all sites."""
+        return range(1, self._sites + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages and return their ids."""
+        keys = []
+        for message in messages:
+            key = str(next(self._ids))
+            message.metadata.__dict__["_message_id"] = key  # as Flower's own grids do; the property is read-only
+            self._sent[key] = _Sent(message)
+            self._waiting.append(key)
+            keys.append(key)
+        self._feed()
+        return keys
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are next in the order of sending, waiting briefly for the first."""
+        keys = sorted(self._sent.keys() & set(message_ids), key=int)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while keys and self._sent[keys[0]].answer is None and (left := deadline - time.monotonic()) > 0:
+            for answer in self._pool.answers(left):
+                if answer.key in self._sent:
+                    self._sent[answer.key].answer = answer
+        return list(self._take_ready(keys))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return all replies."""
+        return list(exchange(self, messages, timeout if timeout is not None else DAY_SECONDS))
+
+    def _take_ready(self, keys: Iterable[str]) -> Iterator[Message]:
+        for key in keys:
+            sent = self._sent[key]
+            if sent.answer is None:
+                return
+            del self._sent[key]
+            self._in_pool -= 1
+            self._feed()
+            yield _reply(sent.message, sent.answer)
+
+    def _feed(self) -> None:
+        while self._waiting and self._in_pool < 4 * self._pool.size:
+            key = self._waiting.popleft()
+            self._in_pool += 1
+            self._pool.submit(_job(key, self._sent[key].message))
+
+
+def _job(key: str, message: Message) -> Job:
+    record = message.content.array_records.get(PARAMETERS_RECORD)
+    return Job(
+        key=key,
+        site=message.metadata.dst_node_id - 1,
+        kind=message.metadata.message_type,
+        group=message.metadata.group_id,
+        document=str(message.content.config_records[DOCUMENT_RECORD][DOCUMENT_KEY]),
+        parameters=record[ARRAY_KEY].data if record is not None else b"",
+    )
+
+
+def _reply(message: Message, answer: Answer) -> Message:
+    if answer.error is not None:
+        return Message(Error(*answer.error), reply_to=message)
+    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: answer.document or ""})})
+    if answer.parameters:
+        data = answer.parameters
+        records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (len(data),), "safetensors", data)})
+    return Message(records, reply_to=message)

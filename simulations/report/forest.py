@@ -1,0 +1,153 @@
+"""Forest plots: one row a measurement, with its interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from echofed.simulations.report.drawing import BLUE, DARK_GREY, FULL_INCHES, VERMILLION, Plot, new_figure, short
+from echofed.simulations.report.evidence import label_measures
+from echofed.simulations.report.results import Measured, Results
+from echofed.simulations.report.wording import measured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROW_INCHES = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a forest plot."""
+
+    name: str
+    value: Measured
+    summary: bool = False
+
+
+def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: float | None, patients: bool) -> "Figure":
+    figure = new_figure(FULL_INCHES, 0.75 + ROW_INCHES * len(rows))
+    axes = figure.subplots()
+    for height, row in enumerate(reversed(rows)):
+        colour = VERMILLION if row.summary else BLUE
+        if row.value.metric is None:
+            axes.text(
+                0.5,
+                height,
+                "cannot be computed",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                ha="center",
+                color=DARK_GREY,
+            )
+            continue
+        low, high = row.value.interval or (None, None)
+        if low is not None and high is not None:
+            axes.plot([low, high], [height, height], color=colour, linewidth=1.3, solid_capstyle="butt", zorder=3)
+        axes.plot(
+            [row.value.metric],
+            [height],
+            color=colour,
+            marker="D" if row.summary else "s",
+            markersize=5.5 if row.summary else 4,
+            zorder=4,
+        )
+    _reference(axes, rows, no_effect)
+    axes.set_yticks(range(len(rows)), [short(row.name, 34) for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(axis_title)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(len(rows)), [_beside(row, decimals, patients) for row in reversed(rows)])
+    beside.tick_params(axis="y", length=0)
+    beside.spines["right"].set_visible(False)
+    return figure
+
+
+def _beside(row: Row, decimals: int, patients: bool) -> str:
+    count = f"   n = {row.value.patients:,}" if patients else ""
+    return measured(row.value, decimals) + count
+
+
+def _reference(axes: Any, rows: Sequence[Row], no_effect: float | None) -> None:
+    summary = next((row.value.metric for row in rows if row.summary), None)
+    if summary is not None:
+        axes.axvline(summary, color=VERMILLION, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+    values = [v for row in rows for v in (row.value.metric, *(row.value.interval or ())) if v is not None]
+    if no_effect is not None and values and min(values) < no_effect + 0.05:
+        axes.axvline(no_effect, color=DARK_GREY, linewidth=0.7, zorder=1)
+    if values:
+        margin = 0.06 * (max(values) - min(values)) or 0.05
+        axes.set_xlim(min(values) - margin, max(values) + margin)
+
+
+def _axis_title(results: Results) -> str:
+    better = "smaller is better" if results.lower_is_better else "larger is better"
+    name = results.metric_name
+    if results.metric == "mean_absolute_error":
+        name = f"{name} of {short(results.labels[0])}, in its own unit"
+    return f"{name} on test patients ({better})"
+
+
+def decimals_of(results: Results) -> int:
+    """Return how many decimals the study's metric is given with."""
+    value = results.test.pooled.metric
+    return 2 if value is None or value < 10 else 1
+
+
+def test_by_site(results: Results) -> Plot | None:
+    """The final model at every site, and over all test patients."""
+    if not results.test.per_site:
+        return None
+    rows = [Row(name, value) for name, value in results.test.per_site.items()]
+    rows.append(Row("All sites", results.test.pooled, summary=True))
+    no_effect = 0.5 if results.metric == "auc" else None
+
+    def draw() -> "Figure":
+        return _forest(rows, _axis_title(results), decimals_of(results), no_effect, patients=True)
+
+    caption = (
+        "The same final model, tested at each site on patients it never saw. Bars are 95% confidence intervals (bootstrap over "
+        "patients); a long bar means few patients, not a bad model."
+    )
+    return Plot("test-by-site", "result", "Test result at each site", caption, FULL_INCHES, draw)
+
+
+def comparison(results: Results) -> Plot | None:
+    """The federation beside models trained another way."""
+    if not results.comparisons:
+        return None
+    rows = [Row("This federation", results.test.pooled, summary=True)]
+    rows += [Row(other.name, other) for other in results.comparisons]
+
+    def draw() -> "Figure":
+        return _forest(rows, _axis_title(results), decimals_of(results), None, patients=False)
+
+    caption = (
+        "Was it worth working together? The federation (diamond and dashed line) beside the same model trained on all data in one "
+        "place or at one site alone, each tested on the same patients of all sites. Bars are 95% confidence intervals."
+    )
+    return Plot("comparison", "result", "Federation against the alternatives", caption, FULL_INCHES, draw)
+
+
+def test_by_label(results: Results) -> Plot | None:
+    """AUC of each class or finding over all test patients."""
+    values = label_measures(results)
+    if not values:
+        return None
+    rows = [Row(name, value) for name, value in values.items()]
+    rows.append(Row("Mean", results.test.pooled, summary=True))
+    multiclass = results.study.task.kind == "multiclass"
+
+    def draw() -> "Figure":
+        return _forest(rows, "AUC on test patients (larger is better)", 2, 0.5, patients=True)
+
+    what = "Each class against all others" if multiclass else "Each finding by itself"
+    caption = (
+        f"{what}, over the test patients of all sites; n counts the patients who have it. Bars are 95% confidence intervals "
+        "(bootstrap over patients)."
+    )
+    return Plot(
+        "test-by-label", "result", "AUC of each " + ("class" if multiclass else "finding"), caption, FULL_INCHES, draw
+    )

@@ -1,0 +1,157 @@
+"""From data on one machine to the sites of a simulation: natural centres, virtual sites or one folder a site."""
+
+import csv
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from echofed.client.settings import Columns, SiteSettings
+from echofed.client.site import create_site, open_site
+from echofed.protocol.errors import SitesError
+from echofed.simulations.progress import Report, silent
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a simulation's patients come from and how they are spread over sites.
+
+    Args:
+        path: a CSV index, a folder with `index.csv`, or a folder of such folders (one a site).
+        site_column: the column whose value names a row's site; for a CSV or a single folder.
+        virtual_sites: spread patients over this many sites instead.
+        label_skew: concentration of the Dirichlet distribution that spreads each label over virtual sites, the smaller
+            the more uneven (Hsu et al. (2019)); None spreads patients evenly.
+        columns: names of the index's columns.
+    """
+
+    path: Path
+    site_column: str | None = None
+    virtual_sites: int | None = None
+    label_skew: float | None = None
+    columns: Columns = field(default_factory=Columns)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with the source's settings, not with its images."""
+        content = {**asdict(self), "path": str(self.path.absolute()), "columns": self.columns.model_dump()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def make_sites(source: DataSource, folder: Path, seed: int, report: Report = silent) -> list[Path]:
+    """Register one site for each part of the source and return the sites' state folders, in the order of their names.
+
+    Sites registered before are brought up to date: only new and changed images are read.
+
+    Args:
+        source: the data and how to spread them.
+        folder: where the state folders go.
+        report: told how far the work is.
+        seed: of the spread and of each site's split into training, validation and test patients.
+
+    Raises:
+        SitesError: the source cannot be read or has no site.
+        RegistrationError: an index lacks a column.
+    """
+    settings = _settings(source, folder, seed)
+    if not settings:
+        raise SitesError(f"{source.path} holds no site.")
+    states = []
+    for number, one in enumerate(settings):
+        report("Registering images", number, len(settings))
+        state = folder / one.name
+        if (state / "registry.sqlite").exists():
+            site = open_site(state)
+        else:
+            key = hmac.digest(b"echofed simulation split", f"{seed}/{one.name}".encode(), "sha256")
+            site = create_site(state, one, split_key=key)
+        site.register()
+        states.append(state)
+    report("Registering images", len(settings), len(settings))
+    return states
+
+
+def _settings(source: DataSource, folder: Path, seed: int) -> list[SiteSettings]:
+    path = source.path.absolute()
+    if path.is_dir() and not (path / "index.csv").exists():
+        parts = sorted(part for part in path.iterdir() if (part / "index.csv").exists())
+        return [SiteSettings(name=_name(part.name), data_folder=part, columns=source.columns) for part in parts]
+    index = path / "index.csv" if path.is_dir() else path
+    rows = _read(index)
+    groups = _virtual(rows, source, seed) if source.virtual_sites else _natural(rows, source)
+    return [
+        SiteSettings(
+            name=name, data_folder=index.parent, index_file=_write(folder, name, group), columns=source.columns
+        )
+        for name, group in sorted(groups.items())
+    ]
+
+
+def _read(index: Path) -> list[Row]:
+    try:
+        with index.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SitesError(f"{index} cannot be read: {error}.") from error
+    if not rows:
+        raise SitesError(f"{index} has no rows.")
+    return rows
+
+
+def _natural(rows: Sequence[Row], source: DataSource) -> dict[str, list[Row]]:
+    column = source.site_column or "centre"
+    if column not in rows[0]:
+        raise SitesError(
+            f"The index has no column '{column}'; it has {', '.join(rows[0])}.",
+            "Name the column of the sites with --site-column, or spread patients with --virtual-sites.",
+        )
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_name(row[column]), []).append(row)
+    return groups
+
+
+def _virtual(rows: Sequence[Row], source: DataSource, seed: int) -> dict[str, list[Row]]:
+    assert source.virtual_sites is not None
+    patients: dict[str, list[Row]] = {}
+    for row in rows:
+        patients.setdefault(row.get(source.columns.patient) or "", []).append(row)
+    number, rng = source.virtual_sites, np.random.default_rng([seed, 0x51735])
+    order = rng.permutation(sorted(patients))
+    label_of = {patient: group[0].get(source.columns.label or "", "") for patient, group in patients.items()}
+    shares = {
+        label: rng.dirichlet(np.full(number, source.label_skew)) if source.label_skew else np.full(number, 1 / number)
+        for label in sorted(set(label_of.values()))
+    }
+    groups: dict[str, list[Row]] = {f"site-{site + 1:02d}": [] for site in range(number)}
+    for label, share in shares.items():
+        members = [patient for patient in order if label_of[patient] == label]
+        ends = np.round(np.cumsum(share) * len(members)).astype(int)
+        for site, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            for patient in members[start:end]:
+                groups[f"site-{site + 1:02d}"].extend(patients[str(patient)])
+    return {name: group for name, group in groups.items() if group}
+
+
+def _write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
+    path = folder.absolute() / "indices" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")[:64]
+    if not name:
+        raise SitesError(f"'{text}' does not make a site's name.")
+    return name

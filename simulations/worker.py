@@ -1,0 +1,71 @@
+"""A worker process of the pool: the hospital's ClientApp, one thread, until the other end closes.
+
+Run by `echofed.simulations.pool`, never by hand.
+"""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.simulations.shared_buffer import SharedBuffer
+
+
+def main(arguments: list[str]) -> None:
+    """Answer jobs until the pool closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
+    connection, broadcast, reply = Connection(int(arguments[0])), *map(SharedBuffer, map(int, arguments[1:3]))
+    app = _client_app(Path(arguments[3]), int(arguments[4]), tuple(map(Path, arguments[5:])))
+    while True:
+        try:
+            job = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        answer = app(_message(job, broadcast), _context(job["site"]))
+        connection.send_bytes(json.dumps(_line(answer, reply)).encode())
+
+
+def _client_app(study_folder: Path, seed: int, site_folders: tuple[Path, ...]) -> ClientApp:
+    import torch
+
+    from echofed.client.flower import make_client_app
+
+    torch.set_num_threads(1)
+    return make_client_app(study_folder, site_folders, seed)
+
+
+def _message(job: dict[str, object], broadcast: SharedBuffer) -> Message:
+    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: str(job["document"])})})
+    length = int(str(job["length"]))
+    if length:
+        data = broadcast.read(length)
+        records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (length,), "safetensors", data)})
+    return Message(records, int(str(job["site"])) + 1, str(job["kind"]), group_id=str(job["group"]))
+
+
+@lru_cache(maxsize=4096)
+def _context(site: int) -> Context:
+    return Context(1, site + 1, {"partition-id": site}, RecordDict(), {})
+
+
+def _line(answer: Message, reply: SharedBuffer) -> dict[str, object]:
+    if answer.has_error():
+        return {"document": None, "length": 0, "error": [answer.error.code, answer.error.reason]}
+    records = answer.content
+    record = records.array_records.get(PARAMETERS_RECORD)
+    length = reply.write(record[ARRAY_KEY].data) if record is not None else 0
+    return {"document": records.config_records[DOCUMENT_RECORD][DOCUMENT_KEY], "length": length, "error": None}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    warnings.simplefilter("ignore")
+    main(sys.argv[1:])

@@ -1,0 +1,41 @@
+"""Means over updates, one update in memory at a time."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echofed.protocol.arrays import Parameters
+
+
+class StreamingMean:
+    """The weighted mean of updates, added one by one and then forgotten.
+
+    Memory is one float64 copy of the parameters, whatever the number of sites. Summing in float64 makes the order of
+    arrival irrelevant to about 1e-16, far below the float32 the result is rounded to.
+
+    Args:
+        template: arrays of the shapes to expect, by name.
+    """
+
+    def __init__(self, template: Mapping[str, NDArray[np.float32]]) -> None:
+        self._total = {name: np.zeros(array.shape, np.float64) for name, array in template.items()}
+        self._weight = 0.0
+
+    def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
+        """Add one update, float32 arrays by name, with an aggregation weight above 0."""
+        for name, total in self._total.items():
+            total += weight * update[name].astype(np.float64)
+        self._weight += weight
+
+    def mean(self) -> Parameters:
+        """Return the mean of what was added; zeros if the weights add up to nothing."""
+        scale = 1 / self._weight if self._weight > 0 else 0.0
+        return {name: (total * scale).astype(np.float32) for name, total in self._total.items()}
+
+
+def norm(update: Mapping[str, NDArray[np.float32]]) -> float:
+    """Return the Euclidean norm over all arrays of an update."""
+    return float(
+        np.sqrt(sum(float(np.vdot(flat, flat)) for flat in (a.ravel().astype(np.float64) for a in update.values())))
+    )

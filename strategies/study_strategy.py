@@ -1,0 +1,146 @@
+"""The study's strategy in Flower's terms: who is asked, which replies count, and how they become one model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from echofed.protocol.arrays import Parameters
+from echofed.protocol.errors import EchoFedError
+from echofed.protocol.flower_records import content, parameters_record, payload_bytes
+from echofed.protocol.messages import EvaluateReply, Instruction, TrainReply
+from echofed.protocol.study import Study
+from echofed.strategies.aggregation import StreamingMean
+from echofed.strategies.replies import read_evaluate_reply, read_train_reply
+from echofed.strategies.server_optimizers import State, apply_update
+
+
+@dataclass
+class Outcome:
+    """What one exchange with the sites brought: good replies, refused ones, and bytes of parameters each way."""
+
+    trained: dict[str, TrainReply] = field(default_factory=dict)
+    evaluated: dict[str, EvaluateReply] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+class StudyStrategy(Strategy):
+    """Asks an explicit list of sites, refuses bad replies, publishes only with enough good ones.
+
+    Replies are consumed one at a time, so memory grows with the model and not with the number of sites. The global
+    parameters and the optimiser's state change only when a round is published.
+
+    Args:
+        study: what was agreed.
+        sites: name of each site by Flower node id; nobody else is asked or listened to.
+        parameters: the shared global parameters, float32 arrays by name.
+        optimizer_state: from a checkpoint; empty for a new run.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sites: Mapping[int, str],
+        parameters: Parameters,
+        optimizer_state: State | None = None,
+    ) -> None:
+        self.study = study
+        self.sites = dict(sites)
+        self.parameters = parameters
+        self.optimizer_state: State = optimizer_state or {}
+        self.outcome = Outcome()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one instruction for each site; `arrays` is what `arrays()` gave."""
+        self.outcome = Outcome()
+        return self._ask("train", server_round, arrays, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one instruction for each site in rounds that are evaluated, else none."""
+        due = server_round % self.study.evaluation.every_rounds == 0 or server_round == self.study.federation.rounds
+        return self._ask("evaluate", server_round, arrays, grid) if due else []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new global parameters, or None (and nothing changes) with fewer good replies than required."""
+        mean = StreamingMean(self.parameters)
+        for site, message in self._from_sites(replies, self.outcome.trained):
+            try:
+                reply, update = read_train_reply(message, self.study, server_round, site, self.parameters)
+            except EchoFedError as error:
+                self.outcome.refused[site] = error.what
+                continue
+            mean.add(update, reply.patients or 1)
+            self.outcome.trained[site] = reply
+        self._count_silent(self.outcome.trained)
+        if len(self.outcome.trained) < self.study.federation.minimum_replies:
+            return None, None
+        self.parameters, self.optimizer_state = apply_update(
+            self.study.strategy.server_optimizer, self.parameters, mean.mean(), self.optimizer_state
+        )
+        return self.arrays(), MetricRecord({"replies": len(self.outcome.trained)})
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the loss and metric over all sites, weighted by validation patients, or None without any."""
+        for site, message in self._from_sites(replies, self.outcome.evaluated):
+            try:
+                self.outcome.evaluated[site] = read_evaluate_reply(message, self.study, server_round, site)
+            except EchoFedError as error:
+                self.outcome.refused.setdefault(site, error.what)
+        evaluated = self.outcome.evaluated.values()
+        means = {
+            "loss": _weighted_mean((reply.loss, reply.patients) for reply in evaluated),
+            "metric": _weighted_mean((reply.metric, reply.patients) for reply in evaluated),
+        }
+        known: dict[str, int | float | list[int] | list[float]] = {
+            name: value for name, value in means.items() if value is not None
+        }
+        return MetricRecord(known) if known else None
+
+    def summary(self) -> None:
+        """Say nothing; the caller reports progress."""
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global parameters as Flower carries them."""
+        return parameters_record(self.parameters)
+
+    def _ask(self, kind: str, round_number: int, arrays: ArrayRecord, grid: Grid) -> list[Message]:
+        instruction = Instruction.model_validate(
+            {"kind": kind, "study_hash": self.study.hash, "round_number": round_number}
+        )
+        messages = [
+            grid.create_message(content(instruction, arrays), kind, node_id, str(round_number))
+            for node_id in self.sites
+        ]
+        self.outcome.bytes_down += sum(map(payload_bytes, messages))
+        return messages
+
+    def _from_sites(self, replies: Iterable[Message], accepted: Mapping[str, object]) -> Iterable[tuple[str, Message]]:
+        """Yield replies with their site's name; strangers and second replies are refused."""
+        for message in replies:
+            self.outcome.bytes_up += payload_bytes(message)
+            site = self.sites.get(message.metadata.src_node_id)
+            if site is None:
+                self.outcome.refused[f"node {message.metadata.src_node_id}"] = "The node is not a site of this study."
+            elif site not in accepted:
+                yield site, message
+
+    def _count_silent(self, accepted: Mapping[str, object]) -> None:
+        for site in self.sites.values():
+            if site not in accepted and site not in self.outcome.refused:
+                self.outcome.refused[site] = "The site did not answer in time."
+
+
+def _weighted_mean(values: Iterable[tuple[float | None, int]]) -> float | None:
+    known = [(value, weight) for value, weight in values if value is not None and weight > 0]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None

@@ -1,0 +1,61 @@
+"""The streaming mean: right, order-independent, and of bounded memory."""
+
+import tracemalloc
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echofed.strategies.aggregation import StreamingMean, norm
+
+
+def _update(seed: int, size: int = 6) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"a": rng.normal(size=(2, size)).astype(np.float32), "b": rng.normal(size=size).astype(np.float32)}
+
+
+def test_mean_is_the_weighted_mean() -> None:
+    updates, weights = [_update(seed) for seed in range(3)], [1.0, 2.0, 5.0]
+    mean = StreamingMean(updates[0])
+    for update, weight in zip(updates, weights, strict=True):
+        mean.add(update, weight)
+    for name, array in mean.mean().items():
+        expected = np.average([update[name] for update in updates], axis=0, weights=weights)
+        np.testing.assert_allclose(array, expected, rtol=1e-6)
+        assert array.dtype == np.float32
+
+
+@given(st.permutations(list(range(7))))
+@settings(max_examples=30, deadline=None)
+def test_order_of_sites_does_not_matter(order: list[int]) -> None:
+    def mean_in(sites: list[int]) -> dict[str, np.ndarray]:
+        mean = StreamingMean(_update(0))
+        for site in sites:
+            mean.add(_update(site), 1.0 + site)
+        return mean.mean()
+
+    for name, array in mean_in(sorted(order)).items():
+        np.testing.assert_allclose(mean_in(order)[name], array, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_added_is_no_movement() -> None:
+    assert all(not array.any() for array in StreamingMean(_update(0)).mean().values())
+
+
+def test_memory_does_not_grow_with_sites() -> None:
+    template = {"a": np.zeros(500_000, np.float32)}
+
+    def peak(sites: int) -> int:
+        tracemalloc.start()
+        mean = StreamingMean(template)
+        for _ in range(sites):
+            mean.add({"a": np.ones(500_000, np.float32)}, 1.0)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    assert peak(40) < 1.2 * peak(4)
+
+
+def test_norm_is_over_all_arrays() -> None:
+    assert norm({"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}) == 5.0
