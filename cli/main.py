@@ -5,7 +5,10 @@ import sys
 
 import typer
 
-from echofed.cli import demo, runs, site, study
+import echofed.cli.site as site
+import echofed.cli.study as study
+from echofed.cli.demo import demo
+from echofed.cli.runs import report, simulate
 from echofed.protocol.errors import EchoFedError, InterruptedRunError
 
 app = typer.Typer(
@@ -17,9 +20,9 @@ app = typer.Typer(
 )
 app.add_typer(study.app, name="study", help="Write and check study documents.")
 app.add_typer(site.app, name="site", help="Register and check a site's images.")
-app.command()(demo.demo)
-app.command()(runs.simulate)
-app.command()(runs.report)
+app.command()(demo)
+app.command()(simulate)
+app.command()(report)
 
 
 def main() -> None:

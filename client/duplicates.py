@@ -70,14 +70,16 @@ def near_pairs(hashes: Sequence[int], thumbnails: Sequence[bytes]) -> NDArray[np
 def _correlations(thumbnails: Sequence[bytes], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return Pearson's correlation of the thumbnails of each pair; 0 if one of them is flat."""
     first, second = (_standardised([thumbnails[at] for at in side]) for side in pairs.T)
-    return np.einsum("pi,pi->p", first, second)
+    correlations: NDArray[np.float32] = np.einsum("pi,pi->p", first, second)
+    return correlations
 
 
 def _standardised(thumbnails: Sequence[bytes]) -> NDArray[np.float32]:
     levels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(thumbnails), -1).astype(np.float32)
     levels -= levels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(levels, axis=1, keepdims=True)
-    return np.divide(levels, norms, out=np.zeros_like(levels), where=norms > 0)
+    standardised: NDArray[np.float32] = levels / np.maximum(norms, np.float32(1e-6))
+    return standardised
 
 
 def _groups(codes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:

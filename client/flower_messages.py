@@ -1,7 +1,10 @@
 """Every message that leaves a site is built here, from the allow-list in `echofed.protocol.messages`."""
 
+from collections.abc import Mapping
+
 from flwr.app import Message
 
+from echofed.client.splits import Split
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.errors import EchoFedError
 from echofed.protocol.flower_records import content, error_reply, parameters_record
@@ -61,7 +64,7 @@ def evaluation_message(
 
 
 def description_message(
-    reply_to: Message, study: Study, site: str, instruction: Instruction, patients: dict[str, int]
+    reply_to: Message, study: Study, site: str, instruction: Instruction, patients: Mapping[Split, int]
 ) -> Message:
     """Return the reply that says how many patients the site has for the study, by split."""
     reply = DescribeReply(

@@ -65,7 +65,8 @@ def read_mask(path: Path) -> Pixels | Reason:
     grey = read_image(path)
     if isinstance(grey, Reason):
         return grey
-    return (grey.pixels > grey.pixels.max() / 2).astype(np.uint8)
+    mask: Pixels = (grey.pixels > grey.pixels.max() / 2).astype(np.uint8)
+    return mask
 
 
 def _to_grey(image: Image.Image) -> GreyImage | Reason:
@@ -119,5 +120,5 @@ def _resize(pixels: Pixels, side: int, how: Resize, resampling: Image.Resampling
     square = np.zeros((side, side), np.uint8)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
     # Pillow widens its filter when it shrinks an image, so nothing aliases.
-    square[top : top + size[1], left : left + size[0]] = Image.fromarray(pixels).resize(size, resampling)
+    square[top : top + size[1], left : left + size[0]] = np.asarray(Image.fromarray(pixels).resize(size, resampling))
     return square

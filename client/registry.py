@@ -10,9 +10,8 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from echofed.client.checks import CheckedRow, Facts, Source
 from echofed.client.images import DECODING_VERSION
@@ -51,8 +50,7 @@ Kind = Literal["image", "mask"]
 KnownFacts = dict[tuple[str, Kind], tuple[Source, Facts]]
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row of the registry: an image and what the site says of it.
 
     Args:
@@ -71,10 +69,10 @@ class Record:
     values_json: str
     path: str
     key: bytes
-    reason: Reason | None
+    reason: str | None
     mask_path: str
     mask_key: bytes
-    mask_reason: Reason | None
+    mask_reason: str | None
 
 
 @contextlib.contextmanager
@@ -147,7 +145,9 @@ def read_facts(database: sqlite3.Connection) -> KnownFacts:
     )
     known: KnownFacts = {}
     for path, kind, size_bytes, modified_ns, problem, key, height, width, looks, thumbnail, converted in rows:
-        facts = Facts(_reason(problem), key, height, width, int.from_bytes(looks, "big"), thumbnail, converted)
+        facts = Facts(
+            Reason(problem) if problem else None, key, height, width, int.from_bytes(looks, "big"), thumbnail, converted
+        )
         known[path, kind] = (Source(path, size_bytes, modified_ns), facts)
     return known
 
@@ -191,7 +191,7 @@ def read_records(database: sqlite3.Connection) -> list[Record]:
         "SELECT file, patient, exam, label, column_values, path, pixel_key, reason, mask_path, mask_key, mask_reason "
         "FROM images ORDER BY position"
     )
-    return [Record(*row[:7], _reason(row[7]), *row[8:10], _reason(row[10])) for row in rows]
+    return list(map(Record._make, rows))
 
 
 @contextlib.contextmanager
@@ -227,10 +227,6 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         remedy = next((remedy for word, remedy in _REMEDIES.items() if word in str(error)), _REMEDY_IF_DAMAGED)
         raise RegistrationError(f"{path} cannot be used: {error}.", remedy=remedy) from error
-
-
-def _reason(text: str | None) -> Reason | None:
-    return None if text is None else Reason(text)
 
 
 def _read_about(database: sqlite3.Connection, name: str) -> str | None:

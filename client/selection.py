@@ -5,6 +5,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from echofed.client.reasons import Reason
 from echofed.client.registry import Record
@@ -44,12 +45,10 @@ class Selection:
     missing_columns: frozenset[str]
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     row: int
     record: Record
     target: Target
-    order: bytes
 
 
 def select(records: Sequence[Record], study: Study, columns: dict[str, str], key: bytes) -> Selection:
@@ -73,10 +72,11 @@ def select(records: Sequence[Record], study: Study, columns: dict[str, str], key
             if target is Reason.UNKNOWN_LABEL:
                 selection.unknown_labels[record.label] += 1
         else:
-            order = keyed_hash(key, "image", record.file)
-            by_patient[record.patient].append(_Candidate(row, record, target, order))
+            by_patient[record.patient].append(_Candidate(row, record, target))
     for patient in sorted(by_patient, key=lambda patient: keyed_hash(key, "patient", patient)):
-        candidates = sorted(by_patient[patient], key=lambda candidate: candidate.order)
+        candidates = by_patient[patient]
+        if len(candidates) > 1:
+            candidates.sort(key=lambda candidate: keyed_hash(key, "image", candidate.record.file))
         if items := _items(candidates, study, selection.left_out):
             selection.patients[patient] = items
     return Selection(selection.patients, selection.left_out, selection.unknown_labels, frozenset(missing))
@@ -115,7 +115,7 @@ def _target(record: Record, task: Task, columns: dict[str, str], missing: set[st
     if record.label in task.excluded_labels:
         return Reason.EXCLUDED
     if task.kind == "segmentation":
-        return record.mask_reason or ()
+        return Reason(record.mask_reason) if record.mask_reason else ()
     if task.kind in ("binary", "multiclass"):
         if not record.label:
             return Reason.NO_LABEL

@@ -1,7 +1,9 @@
 """From a site's items to what a model sees in one pass: loading, augmenting and cutting to what memory holds."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,8 +89,8 @@ def batches(
 
 def _images_per_batch(examples: Examples) -> int:
     if examples.features is not None:
-        return max(1, MAX_BATCH_FEATURES // examples.features.shape[1])
-    return max(1, MAX_BATCH_PIXELS // int(np.prod(examples.images.shape[1:])))
+        return max(1, MAX_BATCH_FEATURES // int(examples.features.shape[1]))
+    return max(1, MAX_BATCH_PIXELS // math.prod(examples.images.shape[1:]))
 
 
 def _cuts(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
@@ -112,15 +114,13 @@ def batch_logits(model: StudyModel, examples: Examples, batch: Batch) -> Tensor:
     items = len(batch.targets)
     if examples.features is not None:
         return model.answer(batch.inputs, batch.item_of_image, items)
-    limit = _images_per_batch(examples)
-    if len(batch.inputs) <= limit or not torch.is_grad_enabled():
+    parts = batch.inputs.split(_images_per_batch(examples))  # type: ignore[no-untyped-call]
+    if len(parts) == 1:
         logits: Tensor = model(batch.inputs, batch.item_of_image, items)
         return logits
-    parts = [
-        checkpoint(model.encode, part, use_reentrant=False, preserve_rng_state=False)
-        for part in batch.inputs.split(limit)
-    ]
-    return model.answer(torch.cat(parts), batch.item_of_image, items)
+    encode = partial(checkpoint, model.encode, use_reentrant=False, preserve_rng_state=False)
+    features = [encode(part) if torch.is_grad_enabled() else model.encode(part) for part in parts]
+    return model.answer(torch.cat(features), batch.item_of_image, items)
 
 
 def batch_losses(model: StudyModel, examples: Examples, study: Study, batch: Batch) -> Tensor:

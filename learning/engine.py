@@ -76,6 +76,8 @@ def train(
     if not trainable(model):
         raise ParametersError("The model has no parameter to train.", "Write encoder: trained in the study.")
     model.train()
+    # The values stay; convolutions run up to a quarter faster.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = study.training.local_steps if steps is None else steps
     if noise is None:
         with intra_op_threads(threads):

@@ -22,7 +22,7 @@ def to_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
         preprocessing: of the study.
     """
     values = torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)
-    if preprocessing.standardise == "none":
+    if preprocessing.standardise == "none" or len(values) == 0:
         return values
     deviations, means = torch.std_mean(values, dim=(1, 2, 3), correction=0, keepdim=True)
     return (values - means) / deviations.clamp_min(MINIMUM_STANDARD_DEVIATION)

@@ -2,8 +2,9 @@
 
 The state of a `ScatteringClassifier` is what the initial-parameters file holds:
 
-    standardise.mean   float32 [pooled_dimensions]              mean of the log coefficients of public images
-    standardise.basis  float32 [pooled_dimensions, dimensions]  scaling, or whitened principal axes, of public images
+    standardise.mean   float32 [pooled.dimensions]              mean of the log coefficients of public images
+    standardise.basis  float32 [pooled.dimensions, dimensions]  their whitened principal axes, with a projection
+                       float32 [pooled.dimensions]              their inverse standard deviations, without
     head.*             the only trainable parameters
 
 `fit_standardisation` fills the two buffers from public images, once, before a study is signed. The wavelets are
@@ -25,8 +26,9 @@ LOG_FLOOR = 1e-3
 """Added before the logarithm: about the coefficients of a quarter of a grey level of noise."""
 FEATURE_NORM = 8.0
 """Length of every feature vector, so that one clipping norm fits all studies and learning rates are of order one."""
-WHITENING_FLOOR = 3e-3
+WHITENING_FLOOR = 0.1
 """Axes with less than this fraction of the largest variance of public images are hardly amplified."""
+SMALLEST_DEVIATION = 1e-6
 HIDDEN = 16
 
 
@@ -69,9 +71,7 @@ class Scattering2D(nn.Module):
             grid = torch.arange(0, self.padded_px, 2**scale, dtype=torch.float64)
             window = torch.exp(-0.5 * ((grid - centres[:, None]) / low_stddev_px) ** 2)
             self.register_buffer(f"wavelets{scale}", band.float(), persistent=False)
-            self.register_buffer(
-                f"average{scale}", (window / window.sum(1, keepdim=True)).float(), persistent=False
-            )
+            self.register_buffer(f"average{scale}", (window / window.sum(1, keepdim=True)).float(), persistent=False)
 
     @property
     def paths(self) -> list[tuple[tuple[int, int], ...]]:
@@ -87,10 +87,17 @@ class Scattering2D(nn.Module):
         return [(), *first, *(second if self.order > 1 else [])]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the coefficients, float [n, paths, side, side], of images, float [n, 1, size_px, size_px] in [0, 1]."""
+        """Return the coefficients.
+
+        Args:
+            images: float32 [n, 1, size_px, size_px], in [0, 1].
+
+        Returns:
+            float32 [n, len(paths), side, side], in the order of `paths`.
+        """
         if not len(images):
             return images.new_empty(0, len(self.paths), self.side, self.side)
-        return torch.cat([self._transform(some) for some in images.split(IMAGES_AT_ONCE)])
+        return torch.cat([self._transform(some) for some in torch.split(images, IMAGES_AT_ONCE)])
 
     def _transform(self, images: Tensor) -> Tensor:
         padded = F.pad(images, self.padding, mode="reflect")
@@ -113,8 +120,9 @@ class Scattering2D(nn.Module):
         band = torch.view_as_real(_band(spectrum, wavelets.shape[-2]))
         filtered = band[..., :side, :side, :] * wavelets[..., :side, :side, :]
         for rows, columns in ((0, 1), (1, 0), (1, 1)) if scale else ():
-            part = (..., slice(rows * side, (rows + 1) * side), slice(columns * side, (columns + 1) * side), slice(None))
-            filtered.addcmul_(band[part], wavelets[part])  # sampling a signal folds its spectrum
+            part = (..., slice(rows * side, (rows + 1) * side), slice(columns * side, (columns + 1) * side), slice(2))
+            # Sampling a signal folds its spectrum.
+            filtered.addcmul_(band[part], wavelets[part])
         signal = torch.fft.ifft2(torch.view_as_complex(filtered), norm="forward")
         return torch.view_as_real(signal).square().sum(-1).sqrt()
 
@@ -126,8 +134,9 @@ class Scattering2D(nn.Module):
 class PooledLogScattering(nn.Module):
     """Turn images into log scattering coefficients averaged over a grid, left and right taken together.
 
-    Breast anatomy has an up and a down but no preferred side, so mirror-image paths and columns are averaged: an image
-    and its mirror image have nearly the same features, and there are a third as many for noise to fall on.
+    An ultrasound image has an up and a down but no preferred side, so mirror-image paths and columns are averaged: an
+    image and its mirror image have nearly the same features, and there are a third as many for noise to fall on. Each
+    image's mean log coefficient is subtracted, which takes out the scanner's gain.
 
     Andén & Mallat (2014) for the logarithm.
 
@@ -158,30 +167,32 @@ class PooledLogScattering(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return log coefficients, float [n, dimensions], of images, float [n, 1, size_px, size_px] in [0, 1]."""
+        """Return log coefficients, float32 [n, dimensions], of images as for `Scattering2D`."""
         pooled = self.get_buffer("rows") @ self.scattering(images) @ self.get_buffer("columns").T
         merged = (pooled[:, self.get_buffer("kept")] + pooled[:, self.get_buffer("mirrored")]) / 2
-        return torch.log(LOG_FLOOR + merged.clamp_min(0)).flatten(1)
+        logarithms = torch.log(LOG_FLOOR + merged.clamp_min(0))
+        return (logarithms - logarithms[:, 1:].mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
 
 
 class Standardise(nn.Module):
-    """Centre, rotate and scale features by statistics of public images, then give each vector the same length.
+    """Centre and scale features by statistics of public images, rotate them too if asked, and make all equally long.
 
     Args:
         inputs: length of the vectors that come in.
-        dimensions: length of the vectors that go out.
+        projection: length of the vectors that go out if they are rotated; None: they are not.
     """
 
-    def __init__(self, inputs: int, dimensions: int) -> None:
+    def __init__(self, inputs: int, projection: int | None) -> None:
         super().__init__()
         self.mean: Tensor
         self.basis: Tensor
         self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("basis", torch.eye(inputs, dimensions))
+        self.register_buffer("basis", torch.eye(inputs, projection) if projection else torch.ones(inputs))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return vectors of length FEATURE_NORM, float [n, dimensions], of values, float [n, inputs]."""
-        return FEATURE_NORM * F.normalize((values - self.mean) @ self.basis)
+        """Return vectors of length FEATURE_NORM, float32 [n, projection or inputs], of values, float32 [n, inputs]."""
+        centred = values - self.mean
+        return FEATURE_NORM * F.normalize(centred * self.basis if self.basis.ndim == 1 else centred @ self.basis)
 
 
 class ScatteringClassifier(nn.Module):
@@ -197,7 +208,7 @@ class ScatteringClassifier(nn.Module):
         angles: L of the transform, >= 2.
         grid: of `PooledLogScattering`.
         head: linear, or small: one hidden layer of 16.
-        projection: principal axes kept, at most `pooled_dimensions`; None keeps every coefficient.
+        projection: principal axes kept, >= 1, at most `pooled.dimensions`; None keeps every coefficient.
 
     Raises:
         StudyInvalidError: scales, grid or projection do not fit the images.
@@ -221,8 +232,7 @@ class ScatteringClassifier(nn.Module):
                 f"A projection to {projection} dimensions is larger than the {self.pooled.dimensions} features.",
                 remedy="Use a smaller projection or leave it out.",
             )
-        self.projected = projection is not None
-        self.standardise = Standardise(self.pooled.dimensions, self.dimensions)
+        self.standardise = Standardise(self.pooled.dimensions, projection)
         last = nn.Linear(HIDDEN if head == "small" else self.dimensions, outputs)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -231,12 +241,12 @@ class ScatteringClassifier(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return frozen features, float [n, dimensions], of images, float [n, 1, size_px, size_px] in [0, 1]."""
+        """Return features, float32 [n, dimensions], each row of length FEATURE_NORM, of images as for `Scattering2D`."""
         features: Tensor = self.standardise(self.pooled(images))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the head's answers (logits), float [n, outputs], of images, float [n, 1, size_px, size_px] in [0, 1]."""
+        """Return the head's answers, float32 [n, outputs], of images as for `Scattering2D`."""
         answers: Tensor = self.head(self.encode(images))
         return answers
 
@@ -252,30 +262,31 @@ def fit_standardisation(model: ScatteringClassifier, images: Tensor) -> None:
 
     Args:
         model: changed in place.
-        images: float [n, 1, size_px, size_px] in [0, 1], n > the model's dimensions where it has a projection, else n > 1.
+        images: as for `Scattering2D`; more than the projection, or than 1 without one.
 
     Raises:
         ParametersError: there are too few images.
     """
-    needed = model.dimensions + 1 if model.projected else 2
+    standardise = model.standardise
+    projected = standardise.basis.ndim == 2
+    needed = model.dimensions + 1 if projected else 2
     if len(images) < needed:
         raise ParametersError(
             f"{len(images)} public images are too few to standardise with.", remedy=f"Use at least {needed}."
         )
     values = model.pooled(images).double()
     mean = values.mean(0)
-    scale = values.std(0, correction=0).clamp_min(1e-6)
-    if model.projected:
-        _, singular, axes = torch.linalg.svd((values - mean) / scale, full_matrices=False)
-        # A singular vector's sign is arbitrary; the largest entry is made positive.
-        largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-        axes, variances = axes * largest.sign(), singular.square() / len(images)
-        damped = (variances + WHITENING_FLOOR * variances[0]).sqrt()
-        basis = ((axes / damped[:, None])[: model.dimensions] / scale).T
-    else:
-        basis = torch.diag(1 / scale)
-    model.standardise.mean.copy_(mean)
-    model.standardise.basis.copy_(basis)
+    scale = values.std(0, correction=0).clamp_min(SMALLEST_DEVIATION)
+    standardise.mean.copy_(mean)
+    if not projected:
+        standardise.basis.copy_(1 / scale)
+        return
+    _, singular, axes = torch.linalg.svd((values - mean) / scale, full_matrices=False)
+    # A singular vector's sign is arbitrary; its largest entry is made positive.
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    variances = singular.square() / len(images)
+    whitened = axes / (variances + WHITENING_FLOOR * variances[0]).sqrt()[:, None]
+    standardise.basis.copy_((whitened[: model.dimensions] / scale).T)
 
 
 def wavelet_bank(size_px: int, scales: int, angles: int) -> Tensor:
@@ -303,7 +314,8 @@ def low_pass(size_px: int, scales: int) -> Tensor:
 
 
 def _frequencies(size_px: int) -> Tensor:
-    return 2 * math.pi * torch.fft.fftfreq(size_px, dtype=torch.float64)
+    frequencies: Tensor = 2 * math.pi * torch.fft.fftfreq(size_px, dtype=torch.float64)
+    return frequencies
 
 
 def _morlet(size_px: int, dilation: float, angle: float, slant: float) -> Tensor:
@@ -338,7 +350,8 @@ def _windows(number: int, side: int) -> Tensor:
     """Return `number` triangles over `side` places, flat at the ends, float [number, side], each adding to 1."""
     places = (torch.arange(side) + 0.5) / side * number - 0.5
     windows = (1 - (places.clamp(0, number - 1) - torch.arange(number)[:, None]).abs()).clamp_min(0)
-    return windows / windows.sum(1, keepdim=True)
+    averages: Tensor = windows / windows.sum(1, keepdim=True)
+    return averages
 
 
 def _mirror(path: tuple[tuple[int, int], ...], angles: int) -> tuple[tuple[int, int], ...]:

@@ -27,15 +27,13 @@ def summary(study: Study) -> str:
     )
     blocks = [f"{study.title}\n{'=' * min(len(study.title), _WIDTH)}"]
     for heading, text in sections:
-        blocks.append(
-            f"{heading}\n" + "\n".join(textwrap.fill(line, _WIDTH, **_indent(line)) for line in text.split("\n"))
-        )
+        blocks.append(f"{heading}\n" + "\n".join(_filled(line) for line in text.split("\n")))
     blocks.append(f"Approving this study approves exactly this hash:\n  {study.hash}")
     return "\n\n".join(blocks)
 
 
-def _indent(line: str) -> dict[str, str]:
-    return {"initial_indent": "  ", "subsequent_indent": "    " if line.startswith("- ") else "  "}
+def _filled(line: str) -> str:
+    return textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="    " if line.startswith("- ") else "  ")
 
 
 def _computed(study: Study) -> str:

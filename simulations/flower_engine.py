@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -47,7 +48,10 @@ def run_with_flower(
             raised.append(error)
             raise
 
-    resources = {"init_args": {"num_cpus": workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    resources: dict[str, dict[str, Any]] = {
+        "init_args": {"num_cpus": workers},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -12,9 +12,9 @@ from flwr.supercore.run import Run
 
 from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
 from echofed.server.rounds import exchange
+from echofed.simulations.identity import RUN_ID, declare_task
 from echofed.simulations.pool import Answer, Job, WorkerPool
 
-RUN_ID = 1
 WAIT_SECONDS = 0.2
 DAY_SECONDS = 86_400.0
 
@@ -38,6 +38,7 @@ class InProcessGrid(Grid):
 
     def __init__(self, pool: WorkerPool, sites: int) -> None:
         self._pool, self._sites = pool, sites
+        declare_task()
         self._run = Run.create_empty(RUN_ID)
         self._ids = count(1)
         self._sent: dict[str, _Sent] = {}

@@ -3,11 +3,10 @@
 import json
 import os
 import platform
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 
 from echofed.client.participation import Participation
 from echofed.client.site import open_site
-from echofed.learning.evaluation import Evaluation
-from echofed.learning.models import StudyModel, build_model, load_parameters
+from echofed.learning.models import build_model, load_parameters
 from echofed.privacy.accounting import epsilon_spent
 from echofed.protocol.arrays import Parameters, encode_parameters
 from echofed.protocol.errors import NoPatientsError, RunError
@@ -27,9 +25,9 @@ from echofed.protocol.study_folder import STUDY_FILE, read_study_folder
 from echofed.server.checkpoint import Checkpoint, write_atomically
 from echofed.server.history import Round, read_history
 from echofed.simulations.comparisons import compare
+from echofed.simulations.patient_scores import PatientScores, patient_level, summarise
 from echofed.simulations.progress import Report, silent
-from echofed.simulations.samples import samples
-from echofed.simulations.test_figures import PatientScores, patient_level, summarise
+from echofed.simulations.samples import sample_predictions
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
@@ -87,15 +85,15 @@ def write_results(run: Run, report: Report = silent) -> None:
         if folder.name not in run.left_out
     }
     scores = _test(study, parts, best, best_round, report)
-    comparisons = compare(study, model, {**initial}, parts, run.seed, report) if run.baselines else []
     rounds = read_history(run.folder, checkpoint.round_number)
     results = {
         **_facts(run, study, rounds, best_round),
         "sites": [_site(study, folder, run, rounds) for folder in run.site_folders],
         "rounds": _rounds(study, rounds),
         "test": {"unit": "patient", "labels": list(study.task.labels), **summarise(study, scores, run.seed)},
-        "comparisons": comparisons,
-        "samples": _samples(study, model, parts, best, best_round) if run.phantoms else [],
+        # The model still holds the best parameters here; comparing replaces them.
+        "samples": sample_predictions(study, model, parts) if run.phantoms else [],
+        "comparisons": compare(study, model, initial, parts, run.seed, report) if run.baselines else [],
     }
     write_atomically(run.folder / RESULTS_FILE, json.dumps(results, indent=1, allow_nan=False).encode())
     report("Writing the report", 0, 1)
@@ -146,18 +144,10 @@ def _test(
     scores: dict[str, PatientScores] = {}
     for number, (site, part) in enumerate(parts.items()):
         report("Testing", number, len(parts))
-        evaluation = _evaluate_or_none(part, best, best_round)
-        if evaluation is not None:
-            scores[site] = patient_level(study, evaluation)
+        with suppress(NoPatientsError):
+            scores[site] = patient_level(study, part.evaluate(best, best_round, "test"))
     report("Testing", len(parts), len(parts))
     return scores
-
-
-def _evaluate_or_none(part: Participation, best: Parameters, best_round: int) -> Evaluation | None:
-    try:
-        return part.evaluate(best, best_round, "test")
-    except NoPatientsError:
-        return None
 
 
 def _facts(run: Run, study: Study, rounds: Sequence[Round], best_round: int) -> dict[str, Any]:

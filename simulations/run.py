@@ -45,7 +45,7 @@ class Simulation:
         seed: of splits, sampling, noise and initial parameters.
         workers: processes at work at the same time.
         resume: go on after the last checkpoint.
-        initial: initial-parameters file, if the study names one.
+        initial: initial-parameters file, if the study names one and it does not lie beside it.
         baselines: also train on the pooled data and on each site alone.
         engine: "pool", or "flower" for Flower's own engine.
         phantoms: the data are phantoms, so the report may show images.
@@ -97,7 +97,9 @@ def simulate_study(simulation: Simulation, report: Report = silent) -> Path:
 
 def _simulate(simulation: Simulation, folder: Path, facts: _RunFacts, report: Report) -> Path:
     study = load_study(folder / STUDY_FILE)
-    provide_initial_parameters(study, folder / PARAMETERS_FILE, simulation.initial, simulation.seed)
+    beside = simulation.study.with_suffix(".safetensors")
+    given = simulation.initial or (beside if study.model.initial_parameters_sha256 and beside.exists() else None)
+    provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed)
     sites = make_sites(simulation.source, folder / "sites", simulation.seed, report)
     _, initial, metadata = read_study_folder(folder)
     shared = shared_parameters(study, initial, metadata)

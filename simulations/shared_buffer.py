@@ -30,12 +30,13 @@ class SharedBuffer:
         """Replace what is in the block and return how many bytes that is."""
         if len(content) > os.fstat(self.descriptor).st_size:
             os.ftruncate(self.descriptor, len(content))
-        self._mapped(len(content))[: len(content)] = content
+        if content:  # an empty file cannot be mapped
+            self._mapped(len(content))[: len(content)] = content
         return len(content)
 
     def read(self, length: int) -> bytes:
         """Return a copy of the first `length` bytes."""
-        return self._mapped(length)[:length]
+        return self._mapped(length)[:length] if length else b""
 
     def close(self) -> None:
         """Let go of the block."""

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.simulations.identity import RUN_ID, declare_task
 from echofed.simulations.shared_buffer import SharedBuffer
 
 
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> None:
     """Answer jobs until the pool closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
     connection, broadcast, reply = Connection(int(arguments[0])), *map(SharedBuffer, map(int, arguments[1:3]))
+    declare_task()
     app = _client_app(Path(arguments[3]), int(arguments[4]), tuple(map(Path, arguments[5:])))
     while True:
         try:
@@ -53,7 +55,7 @@ def _message(job: dict[str, object], broadcast: SharedBuffer) -> Message:
 
 @lru_cache(maxsize=4096)
 def _context(site: int) -> Context:
-    return Context(1, site + 1, {"partition-id": site}, RecordDict(), {})
+    return Context(RUN_ID, site + 1, {"partition-id": site}, RecordDict(), {})
 
 
 def _line(answer: Message, reply: SharedBuffer) -> dict[str, object]:

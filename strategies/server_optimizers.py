@@ -23,7 +23,7 @@ def _sgd(settings: ServerOptimizer, update: Array, slots: Slots) -> tuple[Array,
 
 
 def _momentum(settings: ServerOptimizer, update: Array, slots: Slots) -> tuple[Array, Slots]:
-    first = (settings.momentum * slots.get("first", np.zeros_like(update)) + update).astype(np.float32)
+    first: Array = update + np.float32(settings.momentum) * slots.get("first", np.zeros_like(update))
     return first, {"first": first}
 
 

@@ -1,6 +1,7 @@
 """Data sets of phantoms: several sites with their own scanner, patients and mix of labels, on disk as a hospital keeps them."""
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from PIL import Image
 
 from echofed.protocol.errors import SitesError, UnknownNameError
 from echofed.simulations.phantoms.imaging import phantom_image
-from echofed.simulations.phantoms.lesions import DESCRIPTORS, Label, Lesion, draw_lesion, lesion_descriptors
-from echofed.simulations.phantoms.probes import PROBES, fit_frame, square_frame
+from echofed.simulations.phantoms.lesions import DESCRIPTORS, LABELS, Label, Lesion, draw_lesion, lesion_descriptors
+from echofed.simulations.phantoms.probes import PROBES, check_side, fit_frame, square_frame
 from echofed.simulations.phantoms.tissue import draw_anatomy
 from echofed.simulations.phantoms.vendors import VENDORS, Pixels
 
@@ -92,11 +93,13 @@ def write_phantom_sites(
         progress: called after each patient with how many are done, of how many.
 
     Raises:
-        SitesError: a site cannot be drawn (no patients, proportions that do not sum to 1, the same name twice).
-        UnknownNameError: a vendor or a probe is not in the catalogue.
+        SitesError: a site cannot be drawn (no patients, proportions that do not sum to 1, the same name twice,
+            images under 32 px); nothing has been written then.
+        UnknownNameError: a vendor or a probe is not in the catalogue; nothing has been written then.
     """
     for site in sites:
         _check_site(site)
+        check_side(_longest_side(site, image_size_px))
     if len({site.name for site in sites}) < len(sites):
         raise SitesError("Two sites have the same name.", remedy="Give every site a name of its own.")
     total, done, folders = sum(site.patients for site in sites), 0, []
@@ -131,8 +134,7 @@ def random_phantoms(count: int, size_px: int, seed: int) -> Pixels:
     Raises:
         SitesError: `size_px` is under 32.
     """
-    if size_px < 32:
-        raise SitesError(f"An image side of {size_px} px is too small.", remedy="Use at least 32 px.")
+    check_side(size_px)
     frame = square_frame(PROBES["linear"], 38.0, size_px)
     vendors = list(VENDORS.values())
     labels: tuple[Label, ...] = ("benign", "malignant", "benign", "malignant", "normal")
@@ -151,13 +153,17 @@ def _check_site(site: PhantomSite) -> None:
     if site.probe not in PROBES:
         raise UnknownNameError(f"No probe '{site.probe}': choose from {', '.join(PROBES)}.")
     shares = list(site.label_proportions.values())
-    if min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise SitesError(f"Site '{site.name}': label proportions {shares} are not shares of 1.")
+    if not set(site.label_proportions) <= set(LABELS) or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise SitesError(f"Site '{site.name}': {dict(site.label_proportions)} are not shares of {', '.join(LABELS)}.")
+    if not 0 <= site.ambiguity <= 1:
+        raise SitesError(f"Site '{site.name}': ambiguity {site.ambiguity} is not within 0 to 1.")
     least, most = site.images_per_patient
     if site.patients < 1 or not 1 <= least <= most:
         raise SitesError(f"Site '{site.name}': {site.patients} patients of {least} to {most} images.")
-    if not site.name or Path(site.name).name != site.name:
-        raise SitesError(f"'{site.name}' cannot name a folder.", remedy="Use letters, digits and underscores.")
+    if not re.fullmatch(r"\w[\w.-]*", site.name):
+        raise SitesError(
+            f"'{site.name}' cannot name a folder.", remedy="Use letters, digits, underscores, dots and hyphens."
+        )
 
 
 def _longest_side(site: PhantomSite, image_size_px: tuple[int, int]) -> int:

@@ -11,6 +11,7 @@ from echofed.simulations.phantoms.speckle import Complexes, Floats, gaussian, lo
 from echofed.simulations.phantoms.tissue import TissueMap
 
 Label = Literal["normal", "benign", "malignant"]
+LABELS: tuple[Label, ...] = ("normal", "benign", "malignant")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def draw_lesion(label: Label, generator: np.random.Generator, ambiguity: float =
     Raises:
         SitesError: the label is none of the three, or ambiguity is outside 0..1.
     """
-    if label not in ("normal", "benign", "malignant") or not 0 <= ambiguity <= 1:
+    if label not in LABELS or not 0 <= ambiguity <= 1:
         raise SitesError(f"No lesion can be drawn for label '{label}' and ambiguity {ambiguity}.")
     if label == "normal":
         return None
@@ -100,7 +101,7 @@ def _draw_solid(suspicion: float, generator: np.random.Generator) -> Lesion:
         lobulation=0.07 * rise(0.8) * float(generator.uniform(0.3, 1.0)),
         spiculation=0.6 * spiculated if spiculated > 0.5 else 0.0,
         edge_mm=0.12 + 0.9 * rise(0.7) * float(generator.uniform(0.3, 1.0)),
-        echo_db=float(np.clip(generator.normal(-9 - 2 * rise(0.2), 3.0), -20, -3)),
+        echo_db=float(np.clip(generator.normal(-9.5 - 2.5 * rise(0.2), 2.5), -20, -4)),
         heterogeneity_db=1.0 + 3.5 * rise(0.3),
         attenuation=float(np.clip(0.5 + 0.65 * rise(0.9) + generator.normal(0, 0.2), 0.2, 1.8)),
         capsule_db=6.0 * (1 - rise(-0.2)) + float(generator.uniform(-3, 2)),
@@ -168,7 +169,7 @@ def draw_plane(lesion: Lesion, depth_mm: float, width_mm: float, generator: np.r
     return Plane(
         x_mm=float(np.clip(generator.normal(0, 0.11), -0.28, 0.28)) * width_mm,
         z_mm=float(max(lesion.depth_share * depth_mm + generator.normal(0, 1.0), lesion.diameter_mm * 0.35 + 2.5)),
-        share=float(1 - abs(generator.normal(0, 0.12))),
+        share=float(1 - min(abs(generator.normal(0, 0.1)), 0.3)),
         aspect_factor=float(np.exp(generator.normal(0, 0.08))),
         turn_radians=float(generator.normal(0, 0.12)),
     )
@@ -213,7 +214,7 @@ def _outline(lesion: Lesion, plane: Plane) -> Floats:
     for _ in range(int(generator.integers(5, 11))):
         direction, length = generator.uniform(-np.pi, np.pi), generator.uniform(0.3, 1.0)
         away = np.angle(np.exp(1j * (theta - direction)))
-        shape += lesion.spiculation * length * np.exp(-np.abs(away) / 0.11)
+        shape += lesion.spiculation * length * np.exp(-np.abs(away) / 0.08)
     radius *= np.maximum(shape, 0.35)
     # Waves and spikes must not make the lesion larger than it says it is.
     reach = (radius + np.roll(radius, 256)).max() / (lesion.diameter_mm * plane.share)
@@ -225,7 +226,7 @@ def insert_lesion(
 ) -> tuple[TissueMap, Floats]:
     """Return the tissue with the lesion in it, and the distance from its outline (mm, negative inside).
 
-    Only the surroundings of the lesion are touched; further away the distance is infinite.
+    Only the surroundings of the lesion are touched; further away the distance is a constant, too short.
     """
     reach_mm = 0.6 * lesion.diameter_mm + 3
     near = (np.abs(grid.x_mm - plane.x_mm) < reach_mm) & (np.abs(grid.z_mm - plane.z_mm) < reach_mm)
@@ -251,7 +252,7 @@ def insert_lesion(
     sheets[box] *= 1 - inside
     sheets[box] += 10 ** (capsule_db / 20) * wall * (capsule_db > 0)
     _add_calcifications(sheets[box], lesion, outline_mm, generator)
-    distance_mm = np.full(echo.shape, np.inf, np.float32)
+    distance_mm = np.full(echo.shape, reach_mm, np.float32)
     distance_mm[box] = outline_mm
     return TissueMap(echo, sheets, loss), distance_mm
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 from echofed.protocol.errors import SitesError
 from echofed.simulations.phantoms.speckle import Floats
 
+MIN_SIDE_PX = 32
 AXIAL_OVERSAMPLING = 2
 """Depth samples per pixel: the pulse is shorter than a pixel of a small image."""
 
@@ -71,14 +72,18 @@ class BeamGrid:
         return float(self.range_mm[1] - self.range_mm[0])
 
 
-def fit_frame(probe: Probe, depth_mm: float, longest_side_px: int) -> Frame:
-    """Return the frame whose longer side has `longest_side_px` pixels and which shows all the probe sees.
+def check_side(side_px: int) -> None:
+    """Refuse an image side too short to hold a lesion.
 
     Raises:
-        SitesError: `longest_side_px` is under 32, too few pixels to hold a lesion.
+        SitesError: `side_px` is under 32.
     """
-    if longest_side_px < 32:
-        raise SitesError(f"An image side of {longest_side_px} px is too small.", remedy="Use at least 32 px.")
+    if side_px < MIN_SIDE_PX:
+        raise SitesError(f"An image side of {side_px} px is too small.", remedy=f"Use at least {MIN_SIDE_PX} px.")
+
+
+def fit_frame(probe: Probe, depth_mm: float, longest_side_px: int) -> Frame:
+    """Return the frame whose longer side has `longest_side_px` pixels and which shows all the probe sees."""
     width_mm, height_mm = probe.width_mm, depth_mm
     if probe.shape == "convex":
         half = np.radians(probe.angle_degrees / 2)

@@ -30,7 +30,7 @@ class Layer:
 LAYERS: tuple[Layer, ...] = (
     Layer(4.0, 1.0, 0.8, 8.0, 9.0, 18.0, 0.01),  # skin
     Layer(-7.0, 2.5, 0.5, 4.0, 9.0, 6.0, 0.20),  # subcutaneous fat
-    Layer(0.0, 4.0, 0.8, 10.0, 8.5, 3.5, 0.10),  # fibroglandular
+    Layer(0.0, 4.0, 0.8, 7.0, 8.5, 3.5, 0.10),  # fibroglandular
     Layer(-8.0, 3.0, 0.6, 6.0, 9.0, 8.0, 0.06),  # retromammary fat
     Layer(-9.0, 3.0, 0.9, 8.0, 9.0, 8.0, 0.03),  # pectoral muscle
     Layer(-14.0, 4.0, 1.1, 1.5, 7.0, 9.0, 0.05),  # chest wall

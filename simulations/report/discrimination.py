@@ -136,8 +136,8 @@ def reliability(results: Results) -> Plot | None:
         return figure
 
     caption = (
-        f"Can the model's probabilities be taken at their word? {measure.what} On the diagonal they can; below it the model is too "
-        "sure. The bars count what each dot stands for. Brier score and expected calibration error (ECE): 0 is perfect."
+        f"Can the model's probabilities be taken at their word? {measure.what} On the diagonal they can; "
+        "below it they are too high. The bars count what each dot stands for. Brier score and expected calibration error (ECE): 0 is perfect."
     )
     return Plot("calibration", "result", "Calibration", caption, HALF_INCHES, draw)
 
@@ -153,14 +153,14 @@ def confusion_matrix(results: Results) -> Plot | None:
     width = HALF_INCHES if len(names) <= 5 else FULL_INCHES
 
     def draw() -> "Figure":
-        figure = new_figure(width, 3.0 if len(names) <= 5 else 5.2)
+        figure = new_figure(width, 2.75 if len(names) <= 5 else 5.2)
         axes = figure.subplots()
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1.25)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1.05)
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
         for row, column in np.ndindex(*matrix.shape) if written else ():
-            dark = share[row, column] > 0.6
+            dark = share[row, column] > 0.5
             percent = f"\n{share[row, column]:.0%}" if len(names) <= 8 else ""
             axes.text(
                 column,

@@ -152,9 +152,11 @@ def lines(count: int) -> list[Line]:
 
 
 def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
-    """Put the legend under the axes, where it hides nothing."""
+    """Put the legend under the axes, where it hides nothing, in as many columns (at most `columns`) as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        entry_inches = 0.5 + 0.062 * max(map(len, labels))
+        columns = max(1, min(columns, int(figure.get_figwidth() / entry_inches)))
         figure.legend(
             handles,
             labels,

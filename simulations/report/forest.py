@@ -52,22 +52,23 @@ def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: floa
             zorder=4,
         )
     _reference(axes, rows, no_effect)
-    axes.set_yticks(range(len(rows)), [short(row.name, 34) for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [_name(row, patients) for row in reversed(rows)])
+    for row, name in zip(reversed(rows), axes.get_yticklabels(), strict=True):
+        name.set_fontweight("bold" if row.summary else "normal")
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(axis_title)
     beside = axes.secondary_yaxis("right")
-    beside.set_yticks(range(len(rows)), [_beside(row, decimals, patients) for row in reversed(rows)])
+    beside.set_yticks(range(len(rows)), [measured(row.value, decimals) for row in reversed(rows)])
     beside.tick_params(axis="y", length=0)
     beside.spines["right"].set_visible(False)
     return figure
 
 
-def _beside(row: Row, decimals: int, patients: bool) -> str:
-    count = f"   n = {row.value.patients:,}" if patients else ""
-    return measured(row.value, decimals) + count
+def _name(row: Row, patients: bool) -> str:
+    return short(row.name, 34) + (f"  (n = {row.value.patients:,})" if patients else "")
 
 
 def _reference(axes: Any, rows: Sequence[Row], no_effect: float | None) -> None:

@@ -6,6 +6,8 @@ from echofed.simulations.report.forest import decimals_of
 from echofed.simulations.report.results import Results
 from echofed.simulations.report.wording import MISSING, counted, data_size, duration, fixed, interval, number, text
 
+SPLIT_NAMES = {"training": "train", "validation": "val.", "test": "test"}
+
 
 def headline(results: Results) -> str:
     """Return title, result in one sentence, banners and tiles."""
@@ -106,11 +108,11 @@ def _tiles(results: Results) -> Iterator[str]:
         name[0].upper() + name[1:], fixed(pooled.metric, decimals), "" if bounds == MISSING else f"95% CI {bounds}"
     )
     yield tile("Sites", f"{len(results.active_sites)}", f"of {len(results.sites)} invited")
-    splits = " / ".join(f"{results.patients(s):,}" for s in ("training", "validation", "test"))
+    splits = ", ".join(f"{results.patients(split):,} {name}" for split, name in SPLIT_NAMES.items())
     yield tile(
         "Phantom patients" if results.phantoms else "Patients",
         f"{results.patients():,}",
-        f"train / val. / test {splits}",
+        splits,
     )
     yield tile("Privacy", _largest_epsilon(results), "largest, per patient" if results.private else "no guarantee")
     done = max((r.round_number for r in results.rounds), default=0)

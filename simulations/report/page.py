@@ -52,7 +52,7 @@ def render(results: Results) -> str:
     for plot in plots(results):
         figures[plot.section] += _figure(plot)
     sections = [
-        _section("Result", _grid(figures["result"]), _test(results)),
+        _section("Result", _beside(figures["result"], tables.rates_table(results)), _test(results)),
         _section("Training", _grid(figures["training"])),
         _section("Privacy", _beside(figures["privacy"], tables.privacy_table(results))),
         _section("Data", tables.data_table(results)),
@@ -95,8 +95,10 @@ def _section(title: str, *parts: str) -> str:
 
 def _test(results: Results) -> str:
     if not results.pooled.patients:
-        return "<p>No patient was kept for testing, so there is no final test. Set evaluation.test_fraction in the study.</p>"
-    return tables.test_table(results) + tables.rates_table(results)
+        return (
+            "<p>No patient was kept for testing: there is no final test. See evaluation.test_fraction in the study.</p>"
+        )
+    return ""
 
 
 def _small_print(results: Results) -> str:

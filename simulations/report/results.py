@@ -111,7 +111,7 @@ class FinalTest(_Part):
     unit: str = "patient"
     labels: tuple[str, ...] = ()
     predictions: dict[str, Predictions] = {}
-    pooled: Measured = Measured()
+    pooled: Annotated[Measured, BeforeValidator(lambda value: value or {})] = Measured()
     per_site: dict[str, Measured] = {}
 
 

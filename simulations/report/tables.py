@@ -5,14 +5,12 @@ from collections import defaultdict
 from statistics import median
 
 from echofed.simulations.report.evidence import label_rates, operating_points, rates_at_half
-from echofed.simulations.report.forest import decimals_of
 from echofed.simulations.report.results import SPLITS, Results
 from echofed.simulations.report.wording import (
     MISSING,
     counted,
     data_size,
     duration,
-    fixed,
     interval,
     number,
     table,
@@ -20,17 +18,6 @@ from echofed.simulations.report.wording import (
 )
 
 LABEL_COLUMNS = 6  # beyond, labels get a table of their own
-
-
-def test_table(results: Results) -> str:
-    """The test metric at every site."""
-    decimals = decimals_of(results)
-    rows = [
-        (name, f"{value.patients:,}", fixed(value.metric, decimals), interval(value.interval, decimals))
-        for name, value in [*results.test.per_site.items(), ("All sites", results.test.pooled)]
-    ]
-    head = ("Site", "Test patients", results.metric_name, "95% confidence interval")
-    return table(head, rows, "The final model on patients it never saw.")
 
 
 def rates_table(results: Results) -> str:

@@ -11,7 +11,6 @@ from echofed.simulations.report.drawing import (
     GREY,
     HALF_INCHES,
     ORANGE,
-    VERMILLION,
     Line,
     Plot,
     legend_below,
@@ -131,9 +130,7 @@ def privacy_budget(results: Results) -> Plot | None:
         for index, (name, line) in enumerate(zip(drawn, lines(len(drawn)), strict=True)):
             _curve(axes, spent[name], line, short(name) if line.named else ("each site" if index == 0 else None))
         if limit is not None:
-            axes.axhline(
-                limit, color=VERMILLION, linewidth=1, linestyle=(0, (4, 2)), label="limit of the study", zorder=2
-            )
+            axes.axhline(limit, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), label="limit of the study", zorder=2)
         highest = max([value for series in spent.values() for _, value in series] + [limit or 0])
         axes.set_ylim(0, highest * 1.08)
         axes.set_xlabel("round")
@@ -142,7 +139,7 @@ def privacy_budget(results: Results) -> Plot | None:
         legend_below(figure, axes, columns=3)
         return figure
 
-    stops = f" No site may pass {number(limit)}." if limit is not None else ""
+    stops = f" No site may pass ε {number(limit)}." if limit is not None else ""
     caption = (
         "Privacy budget spent at each site, per patient. A smaller ε means that the model could reveal less about any one "
         f"patient; it only ever grows.{stops}"

@@ -2,20 +2,13 @@
 
 import base64
 import io
-import re
-from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from echofed.learning.metrics import metric as measure
-from echofed.protocol.errors import RunError
-from echofed.protocol.study import METRIC_OF_TASK, Study, Task, TaskKind
-from echofed.simulations.report import write_figures, write_report, write_report_of_file
+from echofed.protocol.study import METRIC_OF_TASK, Task, TaskKind
 
 Results = dict[str, Any]
 KINDS: tuple[TaskKind, ...] = ("binary", "multiclass", "multilabel", "segmentation", "regression")

@@ -1,0 +1,32 @@
+"""The tree of errors: unique codes, remedies, and a page that lists them all."""
+
+import inspect
+import re
+from pathlib import Path
+
+from echofed.protocol import errors
+
+CLASSES = [
+    value
+    for _, value in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(value, errors.EchoFedError) and value.__module__ == errors.__name__
+]
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+
+
+def test_codes_are_unique_and_drawn_in_the_docstring() -> None:
+    codes = [one.code for one in CLASSES]
+    assert len(set(codes)) == len(codes)
+    for one in CLASSES:
+        assert one.__name__ in (errors.__doc__ or "")
+        assert one.code in (errors.__doc__ or "") or one.code.endswith("00")
+
+
+def test_every_error_is_on_the_page_and_nothing_else() -> None:
+    assert sorted(re.findall(r"^## (EF-\d+) (\w+)$", PAGE, re.M)) == sorted((one.code, one.__name__) for one in CLASSES)
+
+
+def test_an_error_says_what_and_what_to_do() -> None:
+    error = errors.TooFewRepliesError("Round 3 had 1 reply.")
+    assert str(error).startswith("[EF-601] Round 3 had 1 reply. The last good model")
+    assert errors.RunError("x", "do y").remedy == "do y"
