@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from echofed.client.registry import locked
-from echofed.protocol.errors import DataError
+from echofed.protocol.errors import CacheError
 
 KEY_BYTES = 32
 _MAGIC = b"EchoFed rows 1\n\0"
@@ -52,7 +52,7 @@ def keep_rows(
         Read-only, memory-mapped, [len(keys), ...].
 
     Raises:
-        DataError: the file cannot be written; the one there was is left.
+        CacheError: the file cannot be written; the one there was is left.
     """
     wanted = b"".join(keys)
     if (rows := _matching(path, wanted)) is not None:
@@ -63,11 +63,11 @@ def keep_rows(
                 _write_rows(path, wanted, dtype, blocks())
                 rows = _matching(path, wanted)
     except OSError as error:
-        raise DataError(
+        raise CacheError(
             f"The cache {path} cannot be written: {error.strerror}.", remedy="Free some disk space, then try again."
         ) from error
     if rows is None:
-        raise DataError(f"The cache {path} cannot be read back.", remedy="Check the disk.")
+        raise CacheError(f"The cache {path} cannot be read back.", remedy="Check the disk.")
     return rows
 
 

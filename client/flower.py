@@ -1,5 +1,6 @@
 """The hospital's Flower ClientApp: train, evaluate, and describe (a query)."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +13,13 @@ from echofed.client.participation import Participation
 from echofed.client.site import open_site
 from echofed.learning.models import StudyModel, build_model, load_parameters
 from echofed.protocol.arrays import Parameters
-from echofed.protocol.errors import EchoFedError, WireError
+from echofed.protocol.errors import EchoFedError, UnexpectedError, WireError
 from echofed.protocol.flower_records import read_document, read_parameters
 from echofed.protocol.messages import Instruction
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import read_study_folder
 
+LOG = logging.getLogger("echofed.client")
 MAX_MODEL_BYTES = 2 * 2**30
 Answer = Callable[[Message, Participation, Instruction], Message]
 
@@ -42,7 +44,12 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
                     raise WireError("The instruction is for a study this site has not approved.", "Nothing was run.")
                 return answer(message, participation, instruction)
             except EchoFedError as error:
+                LOG.warning("%s", error)
                 return refusal_message(message, error)
+            except Exception:
+                # Flower would send the exception's text to the coordinator; it may name files or quote data.
+                LOG.exception("An error nobody expected")
+                return refusal_message(message, UnexpectedError("An error nobody expected."))
 
         return respond
 
@@ -90,7 +97,7 @@ def _evaluate(message: Message, participation: Participation, instruction: Instr
         participation.study,
         participation.site.name,
         instruction,
-        patients=participation.describe()["validation"],
+        patients=participation.examples("validation").patients,
         loss=evaluation.loss,
         metric=evaluation.metric,
     )

@@ -25,7 +25,7 @@ def cached_images(folder: Path, records: Sequence[Record], preprocessing: Prepro
 
     Raises:
         RegistrationError: a file is no longer what was registered.
-        DataError: the cache cannot be written.
+        CacheError: the cache cannot be written.
     """
 
     def decode(record: Record) -> Pixels:
@@ -43,7 +43,7 @@ def cached_masks(folder: Path, records: Sequence[Record], preprocessing: Preproc
 
     Raises:
         RegistrationError: a file is no longer what was registered.
-        DataError: the cache cannot be written.
+        CacheError: the cache cannot be written.
     """
     side = preprocessing.image_size_px
 

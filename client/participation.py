@@ -3,6 +3,7 @@
 Nothing here knows how messages travel; `client/flower.py` does.
 """
 
+import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from echofed.learning.features import fixed_features
 from echofed.learning.models import StudyModel, load_parameters, read_parameters
 from echofed.learning.randomness import NoiseSource, generator
 from echofed.privacy.budget import delta_for
-from echofed.protocol.arrays import Parameters, check_like
+from echofed.protocol.arrays import Parameters, check_like, encode_parameters
 from echofed.protocol.errors import NonFiniteLossError
 from echofed.protocol.messages import SpentPrivacy
 from echofed.protocol.shared_layers import shared_parameters, trainable_names
@@ -69,11 +70,20 @@ class Participation:
         self._shared = shared_parameters(study, initial, metadata)
         kept = trainable_names(initial, metadata) - self._shared.keys()
         self._initial_personal = {name: initial[name] for name in sorted(kept)}
+        fixed = {name: array for name, array in initial.items() if name not in trainable_names(initial, metadata)}
+        self._encoder_hash = hashlib.sha256(encode_parameters(fixed)).hexdigest()
         self._examples: dict[Split, Examples] = {}
 
     def describe(self) -> dict[Split, int]:
-        """Return the number of usable patients in each split; all zero if there are none."""
-        return self.site.count_patients(self.study)
+        """Return the number of usable patients in each split; all zero if there are none.
+
+        Images and features are worked out here, so that the first round does not wait for them.
+        """
+        counts = self.site.count_patients(self.study)
+        for split, count in counts.items():
+            if count:
+                self.examples(split)
+        return counts
 
     def train(self, shared: Parameters, round_number: int) -> Trained:
         """Train from the global parameters and return the update; layers kept at the site are put aside for next time.
@@ -137,7 +147,7 @@ class Participation:
         def compute() -> Iterable[NDArray[np.float32]]:
             return fixed_features(self.model, images, self.study)
 
-        return self.site.cached_features(self.study, compute)
+        return self.site.cached_features(self.study, self._encoder_hash, compute)
 
     def _load(self, shared: Parameters, round_number: int) -> None:
         check_like(shared, self._shared)

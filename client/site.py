@@ -89,7 +89,7 @@ class Site:
         Raises:
             NoPatientsError: the split has no usable patient.
             RegistrationError: nothing is registered, or a file changed since.
-            DataError: the cache cannot be written.
+            CacheError: the cache cannot be written.
         """
         patients = self._patients(study, split)
         if not patients:
@@ -108,24 +108,22 @@ class Site:
         )
 
     def cached_features(
-        self, study: Study, compute: Callable[[], Iterable[NDArray[np.float32]]]
+        self, study: Study, encoder: str, compute: Callable[[], Iterable[NDArray[np.float32]]]
     ) -> NDArray[np.float32]:
         """Return the features of every row of `Examples.images`, float32 [images, dimensions], computed once.
 
-        They are kept under the hash of the model with its initial parameters and of the preprocessing; a study whose
-        initial parameters are not fixed by hash is computed anew each time.
+        They are kept under the hash of the encoder and of the preprocessing.
 
         Args:
             study: with a fixed encoder.
+            encoder: hash of the encoder's parameters, hexadecimal.
             compute: yields the features of all images in order, some at a time.
 
         Raises:
-            DataError: the cache cannot be written.
+            CacheError: the cache cannot be written.
         """
-        if study.model.initial_parameters_sha256 is None:
-            return np.concatenate(list(compute()))
         keys = [record.key for record in self._usable()]
-        return keep_rows(self._cache_folder() / f"features-{_encoder_hash(study)}.rows", keys, np.float32, compute)
+        return keep_rows(self._cache_folder() / f"features-{_features_hash(study, encoder)}.rows", keys, np.float32, compute)
 
     def _all_records(self) -> list[Record]:
         if self._records is None:
@@ -212,8 +210,8 @@ def _labels_of(study: Study, item: Item) -> list[str]:
     return list(labels)
 
 
-def _encoder_hash(study: Study) -> str:
-
+def _features_hash(study: Study, encoder: str) -> str:
     preprocessing = study.preprocessing.model_dump(mode="json", exclude={"max_images_per_patient"})
-    content = {"model": study.model.model_dump(mode="json"), "preprocessing": preprocessing}
+    model = study.model.model_dump(mode="json", exclude={"initial_parameters_sha256"})
+    content = {"model": model, "preprocessing": preprocessing, "encoder": encoder}
     return hashlib.sha256(canonical_json(content)).hexdigest()[:32]

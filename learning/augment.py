@@ -7,12 +7,6 @@ from torch import Tensor
 from echofed.protocol.study import Augmentation
 
 
-def is_off(augmentation: Augmentation) -> bool:
-    """Return whether nothing would be changed."""
-    changes = (augmentation.gain, augmentation.shift, augmentation.zoom, augmentation.speckle)
-    return not augmentation.flip and not any(changes)
-
-
 def augment(
     images: Tensor, masks: Tensor | None, augmentation: Augmentation, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor | None]:
@@ -28,7 +22,7 @@ def augment(
         augmentation: of the study.
         rng: draws the changes.
     """
-    if is_off(augmentation) or len(images) == 0:
+    if not augmentation.is_on or len(images) == 0:
         return images, masks
     n = len(images)
     if augmentation.flip:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from echofed.learning.augment import augment, is_off
+from echofed.learning.augment import augment
 from echofed.learning.examples import Examples
 from echofed.learning.images import to_input
 from echofed.learning.models import StudyModel
@@ -46,7 +46,7 @@ class Batch:
 def copies_of(study: Study, examples: Examples) -> int:
     """Return how many augmented copies of an item are averaged: 1 while augmentation is off, as they would be equal."""
     augmentation = study.training.augmentation
-    return 1 if examples.features is not None or is_off(augmentation) else augmentation.copies
+    return 1 if examples.features is not None or not augmentation.is_on else augmentation.copies
 
 
 def batches(
@@ -68,7 +68,7 @@ def batches(
         rng: draws the augmentation; None for none.
     """
     images_of = [examples.item_images[item] for item in items]
-    for first, last in _cuts([len(images) for images in images_of], _images_per_batch(examples)):
+    for first, last in cuts([len(images) for images in images_of], _images_per_batch(examples)):
         rows = np.concatenate(images_of[first:last])
         counts = torch.tensor([len(images) for images in images_of[first:last]])
         masks = None if examples.masks is None else torch.from_numpy(examples.masks[rows])
@@ -93,8 +93,8 @@ def _images_per_batch(examples: Examples) -> int:
     return max(1, MAX_BATCH_PIXELS // math.prod(examples.images.shape[1:]))
 
 
-def _cuts(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Cut a sequence into runs whose sizes add up to the limit at most, or that hold one element."""
+def cuts(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last + 1 of runs of a sequence whose sizes add up to the limit at most, or that hold one element."""
     first, total = 0, 0
     for position, size in enumerate(sizes):
         if position > first and total + size > limit:

@@ -105,7 +105,9 @@ def _padded(examples: Examples, study: Study, dtype: torch.dtype) -> list[Padded
     return groups
 
 
-def _pad(examples: Examples, study: Study, patients: NDArray[np.int64], images: int, dtype: torch.dtype) -> PaddedPatients:
+def _pad(
+    examples: Examples, study: Study, patients: NDArray[np.int64], images: int, dtype: torch.dtype
+) -> PaddedPatients:
     assert examples.features is not None
     owned = [examples.patient_items[patient] for patient in patients]
     # Padding images form one more item of an exam; an image is its own item, padding or not.

@@ -9,7 +9,8 @@
     │   └── NotBuiltError         EF-105
     ├── DataError             EF-2xx  a site's data are not usable
     │   ├── RegistrationError     EF-201
-    │   └── NoPatientsError       EF-202
+    │   ├── NoPatientsError       EF-202
+    │   └── CacheError            EF-203
     ├── LearningError         EF-3xx  training cannot go on
     │   ├── BatchNormError        EF-301
     │   ├── NonFiniteLossError    EF-302
@@ -24,7 +25,8 @@
         ├── TooFewRepliesError    EF-601
         ├── CheckpointError       EF-602
         ├── SitesError            EF-603
-        └── InterruptedRunError   EF-604
+        ├── InterruptedRunError   EF-604
+        └── UnexpectedError       EF-605
 
 `docs/errors.md` has one entry per code; a test holds the two together.
 """
@@ -111,6 +113,13 @@ class NoPatientsError(DataError):
 
     code = "EF-202"
     default_remedy = "Run `echofed site check` to see why each row was left out."
+
+
+class CacheError(DataError):
+    """Decoded images or features cannot be kept on disk."""
+
+    code = "EF-203"
+    default_remedy = "Free some disk space and check the permissions of the state folder, then try again."
 
 
 class LearningError(EchoFedError):
@@ -212,3 +221,10 @@ class InterruptedRunError(RunError):
 
     code = "EF-604"
     default_remedy = "Resume it with --resume."
+
+
+class UnexpectedError(RunError):
+    """EchoFed itself failed."""
+
+    code = "EF-605"
+    default_remedy = "Look at this site's log and report the fault."

@@ -74,5 +74,9 @@ def payload_bytes(message: Message) -> int:
 
 
 def error_reply(error: EchoFedError, reply_to: Message) -> Message:
-    """Return a reply that says, with the error's code, why the site could not answer."""
-    return Message(Error(SITE_ERROR_CODE, f"[{error.code}] {error.what}"), reply_to=reply_to)
+    """Return a reply that says why the site could not answer: the error's code and the fixed sentence for it.
+
+    What happened in detail stays at the site: it may name files, and a file's name may name a patient.
+    """
+    sentence = (type(error).__doc__ or "").splitlines()[0]
+    return Message(Error(SITE_ERROR_CODE, f"[{error.code}] {sentence}"), reply_to=reply_to)

@@ -44,7 +44,7 @@ class PhantomSite:
     images_per_patient: tuple[int, int]
     label_proportions: Mapping[Label, float]
     probe: str
-    ambiguity: float = 0.2
+    ambiguity: float = 0.1
 
 
 def default_sites(number: int, patients_per_site: int) -> list[PhantomSite]:

@@ -42,12 +42,12 @@ class Lesion:
     shape_seed: int
 
 
-def draw_lesion(label: Label, generator: np.random.Generator, ambiguity: float = 0.2) -> Lesion | None:
+def draw_lesion(label: Label, generator: np.random.Generator, ambiguity: float = 0.1) -> Lesion | None:
     """Return a lesion of that label, or None for a normal breast.
 
     Everything seen in the lesion depends on the label only through one latent suspicion, normal with variance 1
     in either class, whose means lie 4 (1 - ambiguity) apart. No classifier can therefore exceed an AUC of
-    Phi(4 (1 - ambiguity) / sqrt 2), 0.988 at the default; images show less of it. The least suspicious lesions
+    Phi(4 (1 - ambiguity) / sqrt 2), 0.995 at the default; images show less of it. The least suspicious lesions
     are cysts. Which features go with which end follows Stavros et al. (1995).
 
     Args:

@@ -70,8 +70,8 @@ def dice_by_site(results: Results) -> Plot | None:
 
     middle = np.median(results.pooled.score[:, 0])
     caption = (
-        f"How well the model's outline covers the doctor's. Each dot is a test patient, the box holds the middle half, the red line is "
-        f"the median ({fixed(float(middle))} over all sites)."
+        "How well the model's outline covers the true one. Each dot is a test patient, the box holds the middle "
+        f"half, the red line is the median ({fixed(float(middle))} over all sites)."
     )
     return Plot("dice-by-site", "result", "Agreement of outlines", caption, FULL_INCHES, draw)
 
@@ -135,7 +135,7 @@ def bland_altman(results: Results) -> Plot | None:
         return figure
 
     caption = (
-        f"On average the model differs by {number(bias)} (solid line); for 95 of 100 patients the difference is expected between "
-        f"{number(bias - spread)} and {number(bias + spread)} (dashed lines)."
+        f"On average the model differs by {number(bias)} (solid line); for 95 of 100 patients the difference is "
+        f"expected between {number(bias - spread)} and {number(bias + spread)} (dashed lines)."
     )
     return Plot("bland-altman", "result", "Agreement with the measurement (Bland–Altman)", caption, HALF_INCHES, draw)

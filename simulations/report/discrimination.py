@@ -76,8 +76,8 @@ def roc_curves(results: Results) -> Plot | None:
 
     several = f"each {ONE_CURVE[kind]}" + (" and of all sites together" if kind == "binary" else "")
     caption = (
-        f"ROC curves of {several}, on test patients. The closer to the upper left corner the better; on the diagonal the model would "
-        "be guessing. Area under the curve (AUC) with its 95% confidence interval in brackets."
+        f"ROC curves of {several}, on test patients. The closer to the upper left corner the better; on the diagonal "
+        "the model would be guessing. Area under the curve (AUC) with its 95% confidence interval in brackets."
     )
     return Plot("roc", "result", "ROC curves", caption, HALF_INCHES, draw)
 
@@ -115,8 +115,10 @@ def reliability(results: Results) -> Plot | None:
             color=BLUE,
             marker="o",
             markersize=4,
+            clip_on=False,
             zorder=3,
         )
+
         upper.set_xlim(-0.01, 1.01)
         upper.set_ylim(-0.01, 1.01)
         upper.set_ylabel("how often it was so")
@@ -136,8 +138,9 @@ def reliability(results: Results) -> Plot | None:
         return figure
 
     caption = (
-        f"Can the model's probabilities be taken at their word? {measure.what} On the diagonal they can; "
-        "below it they are too high. The bars count what each dot stands for. Brier score and expected calibration error (ECE): 0 is perfect."
+        f"Can the model's probabilities be taken at their word? {measure.what} On the diagonal they can; below it "
+        "they are too high. The bars count what each dot stands for. Brier score and expected calibration error "
+        "(ECE): 0 is perfect."
     )
     return Plot("calibration", "result", "Calibration", caption, HALF_INCHES, draw)
 
@@ -188,7 +191,8 @@ def confusion_matrix(results: Results) -> Plot | None:
         return figure
 
     how = (
-        f"The model says “{short(names[1])}” from a probability of 0.5 on; that limit was fixed in advance, not fitted to these patients."
+        f"The model says “{short(names[1])}” from a probability of 0.5 on; that limit was fixed in advance, not "
+        "fitted to these patients."
         if len(names) == 2
         else "The model says the class it finds most probable."
     )

@@ -150,6 +150,33 @@ def label_rates(results: Results) -> list[LabelRate]:
     ]
 
 
+@dataclass(frozen=True)
+class ClassRate:
+    """One class of a multiclass task."""
+
+    name: str
+    positives: int
+    sensitivity: float | None
+    predictive_value: float | None
+
+
+def class_rates(results: Results) -> list[ClassRate]:
+    """Return how often each class is found, and how often it is right when the model says it."""
+    matrix = confusion(results)
+    if matrix is None:
+        return []
+    true, said, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    return [
+        ClassRate(
+            name,
+            int(true[index]),
+            float(right[index] / true[index]) if true[index] else None,
+            float(right[index] / said[index]) if said[index] else None,
+        )
+        for index, name in enumerate(results.labels)
+    ]
+
+
 def _share(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 

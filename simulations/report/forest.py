@@ -12,7 +12,7 @@ from echofed.simulations.report.wording import measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROW_INCHES = 0.2
+ROW_INCHES, MANY_ROWS = 0.2, 25
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Row:
     name: str
     value: Measured
     summary: bool = False
+    note: str | None = None
 
 
 def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: float | None, patients: bool) -> "Figure":
-    figure = new_figure(FULL_INCHES, 0.75 + ROW_INCHES * len(rows))
+    row_inches = ROW_INCHES if len(rows) <= MANY_ROWS else 0.155  # 46 sites still fit a page
+    figure = new_figure(FULL_INCHES, 0.75 + row_inches * len(rows))
     axes = figure.subplots()
     for height, row in enumerate(reversed(rows)):
         colour = VERMILLION if row.summary else BLUE
@@ -33,7 +35,7 @@ def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: floa
             axes.text(
                 0.5,
                 height,
-                "cannot be computed",
+                short(row.note or "cannot be computed", 60),
                 transform=axes.get_yaxis_transform(),
                 va="center",
                 ha="center",
@@ -87,7 +89,7 @@ def _axis_title(results: Results) -> str:
     better = "smaller is better" if results.lower_is_better else "larger is better"
     name = results.metric_name
     if results.metric == "mean_absolute_error":
-        name = f"{name} of {short(results.labels[0])}, in its own unit"
+        name = f"{name} of {short(results.labels[0])}"
     return f"{name} on test patients ({better})"
 
 
@@ -99,7 +101,7 @@ def decimals_of(results: Results) -> int:
 
 def test_by_site(results: Results) -> Plot | None:
     """The final model at every site, and over all test patients."""
-    if not results.test.per_site:
+    if len(results.test.per_site) < 2 or not results.test.pooled.patients:
         return None
     rows = [Row(name, value) for name, value in results.test.per_site.items()]
     rows.append(Row("All sites", results.test.pooled, summary=True))
@@ -109,8 +111,8 @@ def test_by_site(results: Results) -> Plot | None:
         return _forest(rows, _axis_title(results), decimals_of(results), no_effect, patients=True)
 
     caption = (
-        "The same final model, tested at each site on patients it never saw. Bars are 95% confidence intervals (bootstrap over "
-        "patients); a long bar means few patients, not a bad model."
+        "The same final model, tested at each site on patients it never saw. Bars are 95% confidence intervals "
+        "(bootstrap over patients); a long bar means few patients, not a bad model."
     )
     return Plot("test-by-site", "result", "Test result at each site", caption, FULL_INCHES, draw)
 
@@ -120,14 +122,15 @@ def comparison(results: Results) -> Plot | None:
     if not results.comparisons:
         return None
     rows = [Row("This federation", results.test.pooled, summary=True)]
-    rows += [Row(other.name, other) for other in results.comparisons]
+    rows += [Row(other.name, other, note=other.note) for other in results.comparisons]
 
     def draw() -> "Figure":
         return _forest(rows, _axis_title(results), decimals_of(results), None, patients=False)
 
     caption = (
-        "Was it worth working together? The federation (diamond and dashed line) beside the same model trained on all data in one "
-        "place or at one site alone, each tested on the same patients of all sites. Bars are 95% confidence intervals."
+        "Was it worth working together? The federation (diamond and dashed line) beside the same model trained on "
+        "all data in one place or at one site alone, each tested on the same patients of all sites. Bars are 95% "
+        "confidence intervals."
     )
     return Plot("comparison", "result", "Federation against the alternatives", caption, FULL_INCHES, draw)
 
@@ -146,8 +149,8 @@ def test_by_label(results: Results) -> Plot | None:
 
     what = "Each class against all others" if multiclass else "Each finding by itself"
     caption = (
-        f"{what}, over the test patients of all sites; n counts the patients who have it. Bars are 95% confidence intervals "
-        "(bootstrap over patients)."
+        f"{what}, over the test patients of all sites; n counts the patients who have it. Bars are 95% confidence "
+        "intervals (bootstrap over patients)."
     )
     return Plot(
         "test-by-label", "result", "AUC of each " + ("class" if multiclass else "finding"), caption, FULL_INCHES, draw

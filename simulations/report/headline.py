@@ -31,17 +31,22 @@ def _finding(results: Results) -> str:
     if pooled.metric is None:
         why = "no patient was kept for testing" if not results.pooled.patients else "the test patients do not allow it"
         return (
-            f"One model was trained across {sites} and {counted(results.patients(), people)}; its {text(results.metric_name)} "
-            f"cannot be given, because {why}."
+            f"One model was trained across {sites} and {counted(results.patients(), people)}; its "
+            f"{text(results.metric_name)} cannot be given, because {why}."
         )
     bounds = interval(pooled.interval, decimals)
     brackets = "" if bounds == MISSING else f" (95% confidence interval {bounds})"
     article = "an" if results.metric == "auc" else "a"
     return (
-        f"One model, trained across {sites} and {counted(results.patients(), people)} without moving an image, reached {article} "
-        f"{text(results.metric_name)} of <strong>{fixed(pooled.metric, decimals)}</strong>{brackets} on "
+        f"One model, trained across {sites} and {counted(results.patients(), people)} without moving an image, "
+        f"reached {article} {text(results.metric_name)} of "
+        f"<strong>{fixed(pooled.metric, decimals)}</strong>{_of_what(results)}{brackets} on "
         f"{counted(pooled.patients, people)} it had never seen."
     )
+
+
+def _of_what(results: Results) -> str:
+    return f" ({text(results.labels[0])})" if results.study.task.kind == "regression" else ""
 
 
 def _banner(colour: str, strong: str, rest: str) -> str:
@@ -53,13 +58,14 @@ def _protection(results: Results) -> str:
         return _banner(
             "red",
             "Trained without privacy.",
-            "The model may remember single patients. Images stayed at their sites, but nothing limits what the model itself could "
-            "reveal: treat it like patient data and do not share it outside the sites.",
+            "The model may remember single patients. Images stayed at their sites, but nothing limits what the "
+            "model itself could reveal: treat it like patient data and do not share it outside the sites.",
         )
     return _banner(
         "green",
         f"Patient-level differential privacy, {_epsilons(results)}.",
-        "Each site added noise before anything left it, so the model would have come out almost the same without any one patient.",
+        "Each site added noise before anything left it, so the model would have come out almost the same without "
+        "any one patient.",
     )
 
 
@@ -78,8 +84,8 @@ def _notes(results: Results) -> Iterator[str]:
         yield _banner(
             "amber",
             "Simulated noise.",
-            "The privacy noise was drawn from a seed so that this run can be repeated. Whoever knows the seed can remove it: the ε "
-            "shown is what hospitals would spend, and does not protect this model.",
+            "The privacy noise was drawn from a seed so that this run can be repeated. Whoever knows the seed can "
+            "remove it: the ε shown is what hospitals would spend, and does not protect this model.",
         )
     elif results.simulated:
         yield _banner("amber", "Simulation.", "All sites ran on one machine, which saw all the data.")

@@ -66,6 +66,7 @@ def render(results: Results) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        ""
         f"<title>{text(results.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{headline(results)}\n"
         + "".join(sections)
         + f"</main>\n<footer>{text(_small_print(results))}</footer>\n</body>\n</html>\n"
@@ -85,7 +86,10 @@ def _grid(figures: str) -> str:
 
 
 def _beside(figures: str, numbers: str) -> str:
-    return f'<div class="figures">\n{figures}<div>{numbers}</div></div>\n' if figures else numbers
+    """Put a table where a figure of half width leaves room, else under the figures."""
+    if figures.count('<figure class="half"') % 2 and numbers:
+        return f'<div class="figures">\n{figures}<div>{numbers}</div></div>\n'
+    return _grid(figures) + numbers
 
 
 def _section(title: str, *parts: str) -> str:
@@ -103,7 +107,8 @@ def _test(results: Results) -> str:
 
 def _small_print(results: Results) -> str:
     return (
-        "A patient's images are averaged before anything is measured, so every patient counts once. Confidence intervals say how much the "
-        "result depends on which patients were tested; they do not say how much it would change if the model were trained again. "
-        "A research result: not a medical device, and not for decisions about patients."
+        "A patient's images are averaged before anything is measured, so every patient counts once. Confidence "
+        "intervals say how much the result depends on which patients were tested; they do not say how much it would "
+        "change if the model were trained again. A research result: not a medical device, and not for decisions "
+        "about patients."
     )

@@ -95,6 +95,7 @@ class Comparison(Measured):
     """The same metric of a model trained another way."""
 
     name: str
+    note: str | None = None
 
 
 class Predictions(_Part):

@@ -47,7 +47,7 @@ def samples(results: Results) -> Plot | None:
     return Plot(
         "samples",
         "samples",
-        "Sample predictions",
+        "Phantoms",
         f"Simulated phantoms, not patients, with what was true and what the model said.{how}",
         FULL_INCHES,
         draw,

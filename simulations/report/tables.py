@@ -4,14 +4,14 @@ import json
 from collections import defaultdict
 from statistics import median
 
-from echofed.simulations.report.evidence import label_rates, operating_points, rates_at_half
+from echofed.simulations.report.evidence import class_rates, label_rates, operating_points, rates_at_half
 from echofed.simulations.report.results import SPLITS, Results
 from echofed.simulations.report.wording import (
     MISSING,
     counted,
     data_size,
     duration,
-    interval,
+    facts,
     number,
     table,
     text,
@@ -27,16 +27,16 @@ def rates_table(results: Results) -> str:
         first = table(
             ("", "Patients", "Rate", "95% confidence interval"),
             rows,
-            f"With the limit at a probability of 0.5, fixed in advance, for “{results.labels[1]}”. Intervals: Wilson (1927).",
+            f"With the limit at a probability of 0.5, fixed in advance, for “{results.labels[1]}”. Intervals: Wilson "
+            "(1927).",
         )
         points = [
-            (f"{p.specificity:.0%}", f"{p.sensitivity:.0%}", interval(p.interval)) for p in operating_points(results)
+            (f"{p.specificity:.0%}", f"{p.sensitivity:.0%}", _percents(p.interval)) for p in operating_points(results)
         ]
         return first + table(
             ("At this specificity", "the sensitivity is", "95% confidence interval"),
             points,
             "Read off the ROC curve of the test patients: what a limit could reach, not a limit to use.",
-            numeric_from=0,
         )
     if results.study.task.kind == "multilabel" and (findings := label_rates(results)):
         return table(
@@ -44,11 +44,22 @@ def rates_table(results: Results) -> str:
             [(f.name, f"{f.positives:,}", _percent(f.sensitivity), _percent(f.specificity)) for f in findings],
             "Each finding over the test patients of all sites; the limit of 0.5 was fixed in advance.",
         )
+    if results.study.task.kind == "multiclass" and (classes := class_rates(results)):
+        return table(
+            ("Class", "Patients", "Found (sensitivity)", "Right when said"),
+            [(c.name, f"{c.positives:,}", _percent(c.sensitivity), _percent(c.predictive_value)) for c in classes],
+            "Each class over the test patients of all sites, when the model says the most probable one. Right when "
+            "said: positive predictive value.",
+        )
     return ""
 
 
 def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0%}"
+
+
+def _percents(bounds: tuple[float, float] | None) -> str:
+    return MISSING if bounds is None else f"{bounds[0]:.0%} to {bounds[1]:.0%}"
 
 
 def privacy_table(results: Results) -> str:
@@ -58,7 +69,6 @@ def privacy_table(results: Results) -> str:
     rows = [
         (
             site.name,
-            f"{site.patients.get('training', 0):,}",
             number(site.sampling_probability),
             number(site.spent.noise_multiplier if site.spent else None),
             number(site.spent.epsilon if site.spent else None),
@@ -68,10 +78,11 @@ def privacy_table(results: Results) -> str:
     ]
     privacy = results.study.privacy
     return table(
-        ("Site", "Training patients", "Sampling probability", "Noise multiplier", "ε spent", "δ"),
+        ("Site", "Sampling probability", "Noise multiplier", "ε spent", "δ"),
         rows,
-        f"Privacy at each site, for adding or removing one patient with all images. Limit of the study: ε {number(privacy.epsilon)}; "
-        f"clipping norm {number(privacy.clipping_norm)}; accountant {privacy.accountant.upper()}.",
+        "Privacy at each site, for adding or removing one patient with all images. Limit of the study: ε "
+        f"{number(privacy.epsilon)}; clipping norm {number(privacy.clipping_norm)}; accountant "
+        f"{privacy.accountant.upper()}.",
     )
 
 
@@ -90,8 +101,13 @@ def data_table(results: Results) -> str:
         for site in results.active_sites
     ]
     if len(rows) > 1:
-        rows.append(tuple(["All sites", *(_total([row[column] for row in rows]) for column in range(1, len(head)))]))
-    first = table(head, rows, "Patients by split, images, and patients by label. No patient is in two splits.")
+        rows.append(("All sites", *(_total([row[column] for row in rows]) for column in range(1, len(head)))))
+    first = table(
+        head,
+        rows,
+        "Patients by split, images, and patients by label. No patient is in two splits.",
+        total=len(rows) > 1,
+    )
     if shown or not labels:
         return first
     counts = [
@@ -169,9 +185,7 @@ def run_table(results: Results) -> str:
         ("Time of the slowest round", duration(max(times)) if times else MISSING),
         ("Time in all", duration(results.seconds)),
     ]
-    return table(("", ""), rows, "The run in numbers.").replace(
-        "<thead><tr><th></th><th class=number></th></tr></thead>\n", ""
-    )
+    return facts(rows)
 
 
 def provenance(results: Results) -> str:
@@ -184,9 +198,8 @@ def provenance(results: Results) -> str:
         ("Workers", MISSING if results.workers is None else str(results.workers)),
         *((f"{name} version", version) for name, version in results.versions.items()),
     ]
-    facts = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in rows)
     document = results.study_yaml or json.dumps(results.study.model_dump(mode="json"), indent=2, ensure_ascii=False)
     return (
-        f'<dl class="facts">{facts}</dl>\n<details><summary>The study, word for word</summary>\n'
+        f"{facts(rows)}<details><summary>The study, word for word</summary>\n"
         f"<pre><code>{text(document)}</code></pre></details>"
     )

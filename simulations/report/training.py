@@ -141,8 +141,8 @@ def privacy_budget(results: Results) -> Plot | None:
 
     stops = f" No site may pass ε {number(limit)}." if limit is not None else ""
     caption = (
-        "Privacy budget spent at each site, per patient. A smaller ε means that the model could reveal less about any one "
-        f"patient; it only ever grows.{stops}"
+        "Privacy budget spent at each site, per patient. A smaller ε means that the model could reveal less about "
+        f"any one patient; it only ever grows.{stops}"
     )
     return Plot("privacy-budget", "privacy", "Privacy budget", caption, HALF_INCHES, draw)
 
@@ -190,7 +190,7 @@ def traffic_and_time(results: Results) -> Plot | None:
 
     total = sum(down.values()) + sum(up.values())
     caption = (
-        f"What travelled between the sites and the coordinator ({data_size(total)} in all; model parameters, never images), and how "
-        "long each round took on this machine."
+        f"What travelled between the sites and the coordinator ({data_size(total)} in all; model parameters, never "
+        "images), and how long each round took on this machine."
     )
     return Plot("traffic-and-time", "run", "Traffic and time", caption, FULL_INCHES, draw)

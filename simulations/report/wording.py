@@ -76,17 +76,32 @@ def text(content: object) -> str:
     return escape("".join(c if c.isprintable() or c == "\n" else " " for c in str(content)), quote=True)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, numeric_from: int = 1) -> str:
-    """Return a table; every cell is escaped, columns from `numeric_from` on are aligned as numbers."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, numeric_from: int = 1, total: bool = False
+) -> str:
+    """Return a table; every cell is escaped.
+
+    Args:
+        head: the names of the columns.
+        rows: the cells.
+        caption: what the table shows.
+        numeric_from: columns from here on are aligned as numbers.
+        total: whether the last row sums up the others.
+    """
 
     def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=number' if index >= numeric_from else ''}>{text(cell)}</{tag}>"
-            for index, cell in enumerate(row)
-        )
+        kinds = (' class="number"' if column >= numeric_from else "" for column in range(len(row)))
+        return "".join(f"<{tag}{kind}>{text(cell)}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
 
-    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    body = [f"<tr>{cells(row, 'td')}</tr>" for row in rows]
+    if total and body:
+        body[-1] = body[-1].replace("<tr>", '<tr class="total">', 1)
     return (
         f'<div class="table"><table>\n<caption>{text(caption)}</caption>\n<thead><tr>{cells(head, "th")}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
+        f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>\n"
     )
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Return names with their values, both escaped."""
+    return f'<dl class="facts">{"".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in rows)}</dl>\n'

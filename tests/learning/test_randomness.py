@@ -7,7 +7,18 @@ from scipy import stats
 
 from echofed.learning.randomness import NoiseSource, generator, torch_generator
 
-CONTEXTS: list[tuple[str | int, ...]] = [(), ("a",), ("b",), ("a", "b"), ("ab",), (1,), ("1",), (1, 1), (11,), ("a|str:1:b",)]
+CONTEXTS: list[tuple[str | int, ...]] = [
+    (),
+    ("a",),
+    ("b",),
+    ("a", "b"),
+    ("ab",),
+    (1,),
+    ("1",),
+    (1, 1),
+    (11,),
+    ("a|str:1:b",),
+]
 
 
 def test_the_same_seed_and_context_give_the_same_numbers() -> None:
@@ -25,7 +36,9 @@ def test_no_two_contexts_or_seeds_share_numbers() -> None:
 
 def test_without_a_seed_numbers_differ_every_time() -> None:
     assert generator(None, "a").random() != generator(None, "a").random()
-    assert not torch.equal(torch.randn(3, generator=torch_generator(None)), torch.randn(3, generator=torch_generator(None)))
+    assert not torch.equal(
+        torch.randn(3, generator=torch_generator(None)), torch.randn(3, generator=torch_generator(None))
+    )
 
 
 @pytest.mark.parametrize("seed", [7, None])

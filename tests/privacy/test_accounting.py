@@ -59,7 +59,11 @@ def test_more_noise_spends_less_and_more_steps_spend_more(accountant: Accountant
 
 @pytest.mark.parametrize(("noise", "probability", "steps"), [(0.9, 0.05, 300), (3.0, 0.5, 100), (20.0, 1.0, 400)])
 def test_prv_is_never_above_rdp(noise: float, probability: float, steps: int) -> None:
-    assert 0 < epsilon_spent(noise, probability, steps, 1e-4, "prv") < epsilon_spent(noise, probability, steps, 1e-4, "rdp")
+    assert (
+        0
+        < epsilon_spent(noise, probability, steps, 1e-4, "prv")
+        < epsilon_spent(noise, probability, steps, 1e-4, "rdp")
+    )
 
 
 def test_where_the_grid_cannot_be_afforded_prv_gives_way_to_rdp() -> None:
@@ -126,7 +130,11 @@ def test_a_budget_out_of_reach_is_refused() -> None:
 )
 def test_parameters_without_meaning_are_refused(changed: dict[str, Any]) -> None:
     good: dict[str, Any] = {
-        "noise_multiplier": 1.0, "sampling_probability": 0.1, "steps": 10, "delta": 1e-5, "accountant": "rdp"
+        "noise_multiplier": 1.0,
+        "sampling_probability": 0.1,
+        "steps": 10,
+        "delta": 1e-5,
+        "accountant": "rdp",
     }
     assert epsilon_spent(**good) > 0
     with pytest.raises(PrivacyParameterError):
@@ -138,7 +146,11 @@ def test_parameters_without_meaning_are_refused(changed: dict[str, Any]) -> None
 )
 def test_targets_without_meaning_are_refused(changed: dict[str, Any]) -> None:
     good: dict[str, Any] = {
-        "epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.1, "steps": 10, "accountant": "rdp"
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "sampling_probability": 0.1,
+        "steps": 10,
+        "accountant": "rdp",
     }
     assert noise_multiplier_for(**good) > 0
     with pytest.raises(PrivacyParameterError):
@@ -146,6 +158,8 @@ def test_targets_without_meaning_are_refused(changed: dict[str, Any]) -> None:
 
 
 def test_importing_it_loads_neither_torch_nor_scipy() -> None:
-    code = "import sys, echofed.privacy.accounting; print([m for m in ('torch', 'opacus', 'scipy') if m in sys.modules])"
+    code = (
+        "import sys, echofed.privacy.accounting; print([m for m in ('torch', 'opacus', 'scipy') if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
