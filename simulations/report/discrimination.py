@@ -191,10 +191,13 @@ def confusion_matrix(results: Results) -> Plot | None:
         return figure
 
     how = (
-        f"The model says “{short(names[1])}” from a probability of 0.5 on; that limit was fixed in advance, not "
-        "fitted to these patients."
+        f"The model says “{short(names[1])}” from a probability of 0.5 on; that limit was fixed in advance, not fitted to "
+        "these patients."
         if len(names) == 2
         else "The model says the class it finds most probable."
     )
-    caption = f"Test patients of all sites, by what was true (row) and what the model said (column); percentages are of the row. {how}"
+    caption = (
+        "Test patients of all sites, by what was true (row) and what the model said (column); percentages are of the row. "
+        f"{how}"
+    )
     return Plot("confusion", "result", "Confusion matrix", caption, width, draw)

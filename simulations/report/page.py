@@ -21,7 +21,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def write_report(results: Mapping[str, Any], path: Path) -> None:
     """Write one self-contained HTML report.
 
-    The same results give the same file. It holds no script and fetches nothing; all that comes from the data is escaped.
+    The same results give the same file. It holds no script and fetches nothing; all text is escaped.
 
     Args:
         results: the content of results.json.
