@@ -35,9 +35,10 @@ def _adaptive(
     momentum: float,
 ) -> tuple[Array, Slots]:
     # Both moments start as in the paper: the first at zero, the second at tau squared.
-    first = momentum * slots.get("first", np.zeros_like(update)) + (1 - momentum) * update
+    first: Array = np.float32(momentum) * slots.get("first", np.zeros_like(update)) + np.float32(1 - momentum) * update
     second = second_moment(settings, update * update, slots.get("second", np.full_like(update, settings.adaptivity**2)))
-    return first / (np.sqrt(second) + np.float32(settings.adaptivity)), {"first": first, "second": second}
+    step: Array = np.divide(first, np.sqrt(second) + np.float32(settings.adaptivity), dtype=np.float32)
+    return step, {"first": first, "second": second}
 
 
 def _adam(settings: ServerOptimizer, update: Array, slots: Slots) -> tuple[Array, Slots]:

@@ -1,5 +1,6 @@
 """Figures for measured values and outlines: scatter, Bland-Altman, Dice at each site."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from echofed.simulations.report.drawing import (
     new_figure,
     short,
 )
-from echofed.simulations.report.results import Results
+from echofed.simulations.report.results import Results, Scores
 from echofed.simulations.report.wording import fixed, number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -28,52 +30,48 @@ def dice_by_site(results: Results) -> Plot | None:
     """Dice of every test patient, site by site."""
     if results.study.task.kind != "segmentation" or not results.pooled.patients:
         return None
-    sites = list(results.answers)
+    dice = {site: answers.score[:, 0] for site, answers in results.answers.items()}
 
     def draw() -> "Figure":
-        # Box and strip side by side; the jitter comes from a fixed seed so that the figure is always the same.
-        rng = np.random.default_rng(0)
-        figure = new_figure(FULL_INCHES, 0.8 + 0.3 * max(len(sites), 2))
+        figure = new_figure(FULL_INCHES, 0.8 + (0.3 if len(dice) <= 20 else 0.18) * max(len(dice), 2))
         axes = figure.subplots()
-        dice = [results.answers[site].score[:, 0] for site in sites]
-        heights = list(range(len(sites)))[::-1]
-        axes.boxplot(
-            dice,
-            positions=heights,
-            orientation="horizontal",
-            widths=0.42,
-            showfliers=False,
-            medianprops={"color": VERMILLION, "linewidth": 1.6},
-            boxprops={"color": DARK_GREY, "linewidth": 0.8},
-            whiskerprops={"color": DARK_GREY, "linewidth": 0.8},
-            capprops={"color": DARK_GREY, "linewidth": 0.8},
-            manage_ticks=False,
-        )
-        for height, values in zip(heights, dice, strict=True):
-            axes.scatter(
-                values,
-                height + rng.uniform(-0.14, 0.14, len(values)),
-                s=5,
-                color=BLUE,
-                alpha=0.35,
-                linewidths=0,
-                zorder=2,
-            )
-        names = [f"{short(site)}  (n = {len(values):,})" for site, values in zip(sites, dice, strict=True)]
-        axes.set_yticks(heights, names)
-        axes.set_ylim(-0.6, len(sites) - 0.4)
+        _boxes_and_dots(axes, list(dice.values()))
+        heights = range(len(dice))[::-1]
+        axes.set_yticks(heights, [f"{short(site)}  (n = {len(values):,})" for site, values in dice.items()])
+        axes.set_ylim(-0.6, len(dice) - 0.4)
         axes.set_xlim(-0.01, 1.01)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("Dice, mean of a patient's images (1 = outlines agree exactly)")
         return figure
 
-    middle = np.median(results.pooled.score[:, 0])
+    middle = fixed(float(np.median(results.pooled.score[:, 0])))
     caption = (
-        "How well the model's outline covers the true one. Each dot is a test patient, the box holds the middle "
-        f"half, the red line is the median ({fixed(float(middle))} over all sites)."
+        "How well the model's outline covers the true one. Each dot is a test patient, the box holds the middle half, "
+        f"the red line is the median ({middle} over all sites)."
     )
     return Plot("dice-by-site", "result", "Agreement of outlines", caption, FULL_INCHES, draw)
+
+
+def _boxes_and_dots(axes: "Axes", groups: Sequence[Scores]) -> None:
+    thin = {"color": DARK_GREY, "linewidth": 0.8}
+    heights = range(len(groups))[::-1]
+    axes.boxplot(
+        list(groups),
+        positions=list(heights),
+        orientation="horizontal",
+        widths=0.42,
+        showfliers=False,
+        medianprops={"color": VERMILLION, "linewidth": 1.6},
+        boxprops=thin,
+        whiskerprops=thin,
+        capprops=thin,
+        manage_ticks=False,
+    )
+    rng = np.random.default_rng(0)  # a fixed seed: the dots lie the same every time
+    for height, values in zip(heights, groups, strict=True):
+        places = height + rng.uniform(-0.14, 0.14, len(values))
+        axes.scatter(values, places, s=5, color=BLUE, alpha=0.35, linewidths=0, zorder=2)
 
 
 def scatter(results: Results) -> Plot | None:

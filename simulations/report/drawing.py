@@ -33,6 +33,7 @@ LINE_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1.2, 1)), (0, (6, 1.2, 
 GREY, DARK_GREY, GRID = "#9AA3AD", "#4A5560", "#E4E8EC"
 HALF_INCHES, FULL_INCHES = 3.5, 7.0  # one and two columns of a journal
 NAME_LENGTH = 24
+OVERALL = "all sites"  # last in a legend
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -144,21 +145,27 @@ class Line:
     alpha: float = 1.0
 
 
-def lines(count: int) -> list[Line]:
-    """Return the looks of `count` lines: told apart up to six, thin grey and unnamed beyond."""
-    if count > len(LINE_COLOURS):
-        return [Line(GREY, "-", 0.6, named=False, alpha=0.65)] * count
-    return [Line(c, d, 1.1, named=True) for c, d in zip(LINE_COLOURS, LINE_DASHES, strict=True)][:count]
+def lines(names: Sequence[str]) -> dict[str, Line]:
+    """Return the look of each line: told apart up to six, thin grey and unnamed beyond."""
+    if len(names) > len(LINE_COLOURS):
+        return dict.fromkeys(names, Line(GREY, "-", 0.6, named=False, alpha=0.65))
+    looks = zip(LINE_COLOURS, LINE_DASHES, strict=True)
+    return {name: Line(colour, dashes, 1.1, named=True) for name, (colour, dashes) in zip(names, looks, strict=False)}
 
 
-def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
-    """Put the legend under the axes, where it hides nothing, in as many columns (at most `columns`) as fit."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
+def legend_below(figure: "Figure", columns: int) -> None:
+    """Put one legend of all axes under them, where it hides nothing, in as many columns (at most `columns`) as fit."""
+    entries: dict[tuple[str, str], Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries[label, str(getattr(handle, "get_color", str)())] = handle
+    shown = sorted(entries, key=lambda entry: entry[0].startswith(OVERALL))
+    labels = [label for label, _ in shown]
+    if labels:
         while columns > 1 and _legend_inches(labels, columns) > figure.get_figwidth():
             columns -= 1
         figure.legend(
-            handles,
+            [entries[entry] for entry in shown],
             labels,
             loc="outside lower left",
             ncols=columns,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from echofed.simulations.report.drawing import BLUE, DARK_GREY, FULL_INCHES, VERMILLION, Plot, new_figure, short
 from echofed.simulations.report.evidence import label_measures
@@ -10,6 +10,7 @@ from echofed.simulations.report.results import Measured, Results
 from echofed.simulations.report.wording import measured
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROW_INCHES, MANY_ROWS = 0.2, 25
@@ -30,29 +31,7 @@ def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: floa
     figure = new_figure(FULL_INCHES, 0.75 + row_inches * len(rows))
     axes = figure.subplots()
     for height, row in enumerate(reversed(rows)):
-        colour = VERMILLION if row.summary else BLUE
-        if row.value.metric is None:
-            axes.text(
-                0.5,
-                height,
-                short(row.note or "cannot be computed", 60),
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                ha="center",
-                color=DARK_GREY,
-            )
-            continue
-        low, high = row.value.interval or (None, None)
-        if low is not None and high is not None:
-            axes.plot([low, high], [height, height], color=colour, linewidth=1.3, solid_capstyle="butt", zorder=3)
-        axes.plot(
-            [row.value.metric],
-            [height],
-            color=colour,
-            marker="D" if row.summary else "s",
-            markersize=5.5 if row.summary else 4,
-            zorder=4,
-        )
+        _row(axes, row, height)
     _reference(axes, rows, no_effect)
     axes.set_yticks(range(len(rows)), [_name(row, patients) for row in reversed(rows)])
     for row, name in zip(reversed(rows), axes.get_yticklabels(), strict=True):
@@ -69,11 +48,23 @@ def _forest(rows: Sequence[Row], axis_title: str, decimals: int, no_effect: floa
     return figure
 
 
+def _row(axes: "Axes", row: Row, height: int) -> None:
+    if row.value.metric is None:
+        words, place = short(row.note or "cannot be computed", 60), axes.get_yaxis_transform()
+        axes.text(0.5, height, words, transform=place, va="center", ha="center", color=DARK_GREY)
+        return
+    colour, marker, size = (VERMILLION, "D", 5.5) if row.summary else (BLUE, "s", 4.0)
+    low, high = row.value.interval or (None, None)
+    if low is not None and high is not None:
+        axes.plot([low, high], [height, height], color=colour, linewidth=1.3, solid_capstyle="butt", zorder=3)
+    axes.plot([row.value.metric], [height], color=colour, marker=marker, markersize=size, zorder=4)
+
+
 def _name(row: Row, patients: bool) -> str:
     return short(row.name, 34) + (f"  (n = {row.value.patients:,})" if patients else "")
 
 
-def _reference(axes: Any, rows: Sequence[Row], no_effect: float | None) -> None:
+def _reference(axes: "Axes", rows: Sequence[Row], no_effect: float | None) -> None:
     summary = next((row.value.metric for row in rows if row.summary), None)
     if summary is not None:
         axes.axvline(summary, color=VERMILLION, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)

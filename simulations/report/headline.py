@@ -6,6 +6,7 @@ from echofed.simulations.report.forest import decimals_of
 from echofed.simulations.report.results import Results
 from echofed.simulations.report.wording import MISSING, counted, data_size, duration, fixed, interval, number, text
 
+WEAK_EPSILON = 10
 SPLIT_NAMES = {"training": "train", "validation": "val.", "test": "test"}
 
 
@@ -38,7 +39,7 @@ def _finding(results: Results) -> str:
     brackets = "" if bounds == MISSING else f" (95% confidence interval {bounds})"
     article = "an" if results.metric == "auc" else "a"
     return (
-        f"One model, trained across {sites} and {counted(results.patients(), people)} without moving an image, "
+        f"One model, trained across {sites} and {counted(results.patients(), people)} without sharing an image, "
         f"reached {article} {text(results.metric_name)} of "
         f"<strong>{fixed(pooled.metric, decimals)}</strong>{_of_what(results)}{brackets} on "
         f"{counted(pooled.patients, people)} it had never seen."
@@ -58,22 +59,26 @@ def _protection(results: Results) -> str:
         return _banner(
             "red",
             "Trained without privacy.",
-            "The model may remember single patients. Images stayed at their sites, but nothing limits what the "
-            "model itself could reveal: treat it like patient data and do not share it outside the sites.",
+            "The model may remember single patients. Images were not shared, but nothing limits what the model itself "
+            "could reveal: treat it like patient data and do not share it outside the sites.",
+        )
+    if not _spent(results):
+        return _banner(
+            "amber", "Privacy not on record.", "The study asks for privacy, but no site's spending is known."
         )
     return _banner(
         "green",
         f"Patient-level differential privacy, {_epsilons(results)}.",
-        "Each site added noise before anything left it, so the model would have come out almost the same without "
-        "any one patient.",
+        "Each site added noise before anything left it; ε limits how much the model can depend on any one patient.",
     )
 
 
+def _spent(results: Results) -> list[float]:
+    return [s.spent.epsilon for s in results.active_sites if s.spent is not None and s.spent.epsilon is not None]
+
+
 def _epsilons(results: Results) -> str:
-    found = [s.spent.epsilon for s in results.active_sites if s.spent is not None and s.spent.epsilon is not None]
-    if not found:
-        return "budget spent not recorded"
-    low, high = number(min(found)), number(max(found))
+    low, high = number(min(_spent(results))), number(max(_spent(results)))
     deltas = [s.spent.delta for s in results.active_sites if s.spent is not None and s.spent.delta is not None]
     delta = f", δ up to {number(max(deltas), 2)}" if deltas else ""
     return f"ε {low}{delta}" if low == high else f"ε {low} to {high} by site{delta}"
@@ -89,6 +94,8 @@ def _notes(results: Results) -> Iterator[str]:
         )
     elif results.simulated:
         yield _banner("amber", "Simulation.", "All sites ran on one machine, which saw all the data.")
+    if results.private and max(_spent(results), default=0) > WEAK_EPSILON:
+        yield _banner("amber", "Weak privacy.", f"Above ε {WEAK_EPSILON}, the guarantee says little about one patient.")
     if not results.completed:
         done = max((r.round_number for r in results.rounds), default=0)
         planned = results.study.federation.rounds
@@ -131,5 +138,4 @@ def _tiles(results: Results) -> Iterator[str]:
 def _largest_epsilon(results: Results) -> str:
     if not results.private:
         return "none"
-    found = [s.spent.epsilon for s in results.active_sites if s.spent is not None and s.spent.epsilon is not None]
-    return f"ε {number(max(found))}" if found else MISSING
+    return f"ε {number(max(_spent(results)))}" if _spent(results) else MISSING

@@ -4,11 +4,11 @@ import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from echofed.protocol.errors import RunError
 from echofed.protocol.study import LOWER_IS_BETTER, Study
@@ -152,7 +152,14 @@ class Results(_Part):
     rounds: tuple[Round, ...] = ()
     test: FinalTest = FinalTest()
     comparisons: tuple[Comparison, ...] = ()
-    samples: tuple[Sample, ...] = Field(default=())
+    samples: tuple[Sample, ...] = ()
+
+    @model_validator(mode="after")
+    def _same_protection(self) -> Self:
+        # The one thing a report must never get wrong.
+        if self.private != self.study.is_private:
+            raise ValueError("private does not agree with the study")
+        return self
 
     @property
     def metric_name(self) -> str:
@@ -173,6 +180,11 @@ class Results(_Part):
     def active_sites(self) -> tuple[Site, ...]:
         """Sites that took part."""
         return tuple(site for site in self.sites if site.left_out is None)
+
+    @cached_property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites that took part or were tested, in one order for all figures."""
+        return tuple(dict.fromkeys([*(site.name for site in self.active_sites), *self.answers]))
 
     def patients(self, *splits: str) -> int:
         """Patients of the sites that took part, over the splits named (all without a name)."""

@@ -23,7 +23,7 @@ LABEL_COLUMNS = 6  # beyond, labels get a table of their own
 def rates_table(results: Results) -> str:
     """Sensitivity, specificity and predictive values; per finding when there are several."""
     if results.study.task.kind == "binary" and (rates := rates_at_half(results)):
-        rows = [(r.name, f"{r.hits} of {r.of}", f"{r.value:.0%}", f"{r.low:.0%} to {r.high:.0%}") for r in rates]
+        rows = [(r.name, f"{r.hits:,} of {r.of:,}", f"{r.value:.0%}", f"{r.low:.0%} to {r.high:.0%}") for r in rates]
         first = table(
             ("", "Patients", "Rate", "95% confidence interval"),
             rows,

@@ -1,6 +1,6 @@
 """Figures over rounds: learning curves, the privacy budget, traffic and time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from echofed.simulations.report.drawing import (
@@ -10,7 +10,9 @@ from echofed.simulations.report.drawing import (
     FULL_INCHES,
     GREY,
     HALF_INCHES,
+    LINE_COLOURS,
     ORANGE,
+    OVERALL,
     Line,
     Plot,
     legend_below,
@@ -20,7 +22,7 @@ from echofed.simulations.report.drawing import (
     short,
     whole_numbers,
 )
-from echofed.simulations.report.results import Number, Results
+from echofed.simulations.report.results import Number, Results, Validation
 from echofed.simulations.report.wording import data_size, data_unit, number
 
 if TYPE_CHECKING:
@@ -55,62 +57,62 @@ def _curve(axes: "Axes", series: Series, line: Line, label: str | None, front: b
     )
 
 
-def _sites_and_overall(
-    axes: "Axes", results: Results, per_site: dict[str, Series], overall: Series, overall_name: str
-) -> list[float]:
-    drawn = [name for name in per_site if per_site[name]]
-    if len(results.active_sites) > 1 or not overall:
-        for index, (name, line) in enumerate(zip(drawn, lines(len(drawn)), strict=True)):
-            label = short(name) if line.named else ("each site" if index == 0 else None)
-            _curve(axes, per_site[name], line, label)
-    _curve(axes, overall, Line(BLACK, "-", 1.9, named=True), overall_name, front=True)
-    return [value for series in (*per_site.values(), overall) for _, value in series]
+def _site_curves(axes: "Axes", results: Results, per_site: dict[str, Series]) -> None:
+    # A site keeps its colour in every figure, also where another site has nothing to show.
+    looks = lines(results.site_names)
+    unnamed = next((name for name, series in per_site.items() if series and not looks[name].named), None)
+    for name, series in per_site.items():
+        label = short(name) if looks[name].named else "each site" if name == unnamed else None
+        _curve(axes, series, looks[name], label)
 
 
-def _mark_best(axes: "Axes", results: Results) -> None:
-    if results.best_round is not None and results.best_round > 0:
+def _panel(axes: "Axes", results: Results, per_site: dict[str, Series], overall: Series, title: str) -> None:
+    if len(per_site) > 1 or not overall:
+        _site_curves(axes, results, per_site)
+    _curve(axes, overall, Line(BLACK, "-", 1.9, named=True), OVERALL, front=True)
+    if results.best_round:
         axes.axvline(results.best_round, color=DARK_GREY, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    values = [value for series in (*per_site.values(), overall) for _, value in series]
+    if values:
+        axes.set_ylim(limits(values, low=0 if min(values) >= 0 else None))
+    axes.set_title(title)
+    axes.set_xlabel("round")
+    whole_numbers(axes)
+
+
+def _validation(results: Results, what: Callable[[Validation], Number]) -> dict[str, Series]:
+    return {
+        site.name: _series(
+            results, [what(r.validation[site.name]) if site.name in r.validation else None for r in results.rounds]
+        )
+        for site in results.active_sites
+    }
 
 
 def learning_curves(results: Results) -> Plot | None:
     """Validation metric and loss of each site and overall, round by round."""
-    names = [site.name for site in results.active_sites]
-    metric = {
-        n: _series(results, [r.validation[n].metric if n in r.validation else None for r in results.rounds])
-        for n in names
-    }
-    loss = {
-        n: _series(results, [r.validation[n].loss if n in r.validation else None for r in results.rounds])
-        for n in names
-    }
+    metric = _validation(results, lambda one: one.metric)
+    loss = _validation(results, lambda one: one.loss)
     overall = _series(results, [r.validation_metric for r in results.rounds])
     overall_loss = _series(results, [r.validation_loss for r in results.rounds])
     if not (overall or overall_loss or any(metric.values()) or any(loss.values())):
         return None
+    name = results.metric_name
 
     def draw() -> "Figure":
-        figure = new_figure(FULL_INCHES, 2.9 if len(names) <= 6 else 2.7)
+        figure = new_figure(FULL_INCHES, 2.8)
         left, right = figure.subplots(1, 2)
-        for axes, per_site, mean, title in (
-            (left, metric, overall, f"{results.metric_name} on validation patients"),
-            (right, loss, overall_loss, "Loss on validation patients"),
-        ):
-            values = _sites_and_overall(axes, results, per_site, mean, "all sites")
-            _mark_best(axes, results)
-            axes.set_title(title)
-            axes.set_xlabel("round")
-            whole_numbers(axes)
-            if values:
-                axes.set_ylim(limits(values, low=0 if min(values) >= 0 else None))
-        legend_below(figure, left if left.lines else right, columns=7)
+        _panel(left, results, metric, overall, f"{name[0].upper()}{name[1:]} on validation patients")
+        _panel(right, results, loss, overall_loss, "Loss on validation patients")
+        legend_below(figure, columns=7)
         return figure
 
     better = "lower" if results.lower_is_better else "higher"
     best = f" The dotted line marks round {results.best_round}, the model that was kept." if results.best_round else ""
-    many = " Thin grey lines are single sites." if len(names) > 6 else ""
+    many = " Thin grey lines are single sites." if len(metric) > len(LINE_COLOURS) else ""
     caption = (
         f"How the shared model improved while it was trained, on patients kept apart for choosing it ({better} "
-        f"{results.metric_name} is better, lower loss is better).{many}{best}"
+        f"{name} is better, lower loss is better).{many}{best}"
     )
     return Plot("learning-curves", "training", "Learning curves", caption, FULL_INCHES, draw)
 
@@ -126,9 +128,7 @@ def privacy_budget(results: Results) -> Plot | None:
     def draw() -> "Figure":
         figure = new_figure(HALF_INCHES, 2.8)
         axes = figure.subplots()
-        drawn = [name for name in names if spent[name]]
-        for index, (name, line) in enumerate(zip(drawn, lines(len(drawn)), strict=True)):
-            _curve(axes, spent[name], line, short(name) if line.named else ("each site" if index == 0 else None))
+        _site_curves(axes, results, spent)
         if limit is not None:
             axes.axhline(limit, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), label="limit of the study", zorder=2)
         highest = max([value for series in spent.values() for _, value in series] + [limit or 0])
@@ -136,7 +136,7 @@ def privacy_budget(results: Results) -> Plot | None:
         axes.set_xlabel("round")
         axes.set_ylabel("ε spent so far")
         whole_numbers(axes)
-        legend_below(figure, axes, columns=3)
+        legend_below(figure, columns=3)
         return figure
 
     stops = f" No site may pass ε {number(limit)}." if limit is not None else ""
@@ -162,30 +162,13 @@ def traffic_and_time(results: Results) -> Plot | None:
     def draw() -> "Figure":
         figure = new_figure(FULL_INCHES, 2.2)
         left, right = figure.subplots(1, 2)
-        few = "o" if len(rounds) <= FEW_ROUNDS else None
-        unit, name = data_unit(max([*down.values(), *up.values()]))
-        for values, colour, label, dashes in (
-            (down, BLUE, "to the sites", "-"),
-            (up, ORANGE, "from the sites", (0, (4, 1.5))),
-        ):
-            left.plot(
-                rounds,
-                [values[r] / unit for r in rounds],
-                color=colour,
-                label=label,
-                linestyle=dashes,
-                marker=few,
-                markersize=3,
-            )
-        left.set_title(f"{name} a round, all sites")
-        left.legend(loc="lower right", handlelength=2.4)
+        _traffic(left, down, up)
         right.bar(rounds, [seconds[r] for r in rounds], color=GREY, width=0.8)
+        right.set_ylim(bottom=0)
         right.set_title("Seconds a round")
         for axes in (left, right):
-            axes.set_ylim(bottom=0)
             axes.set_xlabel("round")
             whole_numbers(axes)
-        left.set_ylim(0, max([*down.values(), *up.values(), 1]) / unit * 1.15)
         return figure
 
     total = sum(down.values()) + sum(up.values())
@@ -194,3 +177,18 @@ def traffic_and_time(results: Results) -> Plot | None:
         "images), and how long each round took on this machine."
     )
     return Plot("traffic-and-time", "run", "Traffic and time", caption, FULL_INCHES, draw)
+
+
+def _traffic(axes: "Axes", down: dict[int, float], up: dict[int, float]) -> None:
+    most = max(*down.values(), *up.values(), 1)
+    unit, name = data_unit(most)
+    marker = "o" if len(down) <= FEW_ROUNDS else None
+    for values, colour, label, dashes in (
+        (down, BLUE, "to the sites", "-"),
+        (up, ORANGE, "from the sites", (0, (4, 1.5))),
+    ):
+        sizes = [value / unit for value in values.values()]
+        axes.plot(list(values), sizes, color=colour, label=label, linestyle=dashes, marker=marker, markersize=3)
+    axes.set_ylim(0, most / unit * 1.15)
+    axes.set_title(f"{name} a round, all sites")
+    axes.legend(loc="lower right", handlelength=2.4)
