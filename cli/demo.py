@@ -12,7 +12,7 @@ def demo(
     sites: Annotated[int, typer.Option(min=2, max=46, help="hospitals to simulate")] = 5,
     patients: Annotated[int, typer.Option(min=10, help="phantom patients of an average hospital")] = 60,
     workers: Annotated[int, typer.Option(min=1, help="worker processes; default: one a core")] = os.cpu_count() or 1,
-    seed: Annotated[int, typer.Option(help="of phantoms, splits, sampling and noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of phantoms, splits, sampling and noise")] = 0,
 ) -> None:
     """Draw phantoms for a few hospitals and train one model on them with patient-level privacy."""
     from rich.console import Console

@@ -1,7 +1,9 @@
 """The `echofed` command."""
 
+import errno
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -9,7 +11,7 @@ import echofed.cli.site as site
 import echofed.cli.study as study
 from echofed.cli.demo import demo
 from echofed.cli.runs import report, simulate
-from echofed.protocol.errors import EchoFedError, InterruptedRunError
+from echofed.protocol.errors import EchoFedError, InterruptedRunError, RunError
 
 app = typer.Typer(
     help="Hospitals train one ultrasound model together; no patient image leaves a site.",
@@ -37,5 +39,14 @@ def main() -> None:
         sys.stderr.write(f"\n{error.what}\n{error.remedy}\n")
         sys.exit(130)
     except EchoFedError as error:
-        sys.stderr.write(f"error {error.code}: {error.what}\nWhat to do: {error.remedy}\n")
-        sys.exit(2)
+        _fail(error)
+    except OSError as error:
+        # A full disk, a folder that is not there, permissions: the system's words and the file say enough.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _fail(RunError(f"{error}.", "Check that the path exists, its permissions and the free disk space."))
+
+
+def _fail(error: EchoFedError) -> NoReturn:
+    sys.stderr.write(f"error {error.code}: {error.what}\nWhat to do: {error.remedy}\n")
+    sys.exit(2)

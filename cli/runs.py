@@ -23,12 +23,15 @@ def simulate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: runs/TITLE-HASH-SEED")] = None,
     initial: Annotated[Path | None, typer.Option(help="initial-parameters file, if the study names one")] = None,
-    seed: Annotated[int, typer.Option(help="of splits, sampling, noise and initial parameters")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of splits, sampling, noise and initial parameters")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="worker processes; default: one a core")] = os.cpu_count() or 1,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last checkpoint")] = False,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train on the pooled data and on each site alone")
     ] = False,
+    sites: Annotated[
+        Path | None, typer.Option(help="keep registered sites in this folder, to share them between runs")
+    ] = None,
     engine: Annotated[str, typer.Option(help="pool, or flower for Flower's own engine (Ray)")] = "pool",
 ) -> None:
     """Run a study on data split over sites on this machine, and write its report."""
@@ -42,7 +45,9 @@ def simulate(
     console = Console(stderr=True)
     source = DataSource(data, site_column, virtual_sites, label_skew, read_columns(column or []))
     with progress_bars(console) as show:
-        folder = simulate_study(Simulation(study, source, out, seed, workers, resume, initial, baselines, engine), show)
+        folder = simulate_study(
+            Simulation(study, source, out, seed, workers, resume, initial, baselines, engine, sites=sites), show
+        )
     _announce(folder)
 
 

@@ -39,7 +39,7 @@ def check(file: StudyFile) -> None:
 @app.command()
 def init(
     file: StudyFile,
-    seed: Annotated[int, typer.Option(help="of the initial parameters")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the initial parameters")] = 0,
     start_from: Annotated[
         Path | None, typer.Option("--from", help="take the encoder from this safetensors file")
     ] = None,

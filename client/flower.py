@@ -34,7 +34,7 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
     """
     app = ClientApp()
 
-    def answering(answer: Answer) -> Callable[[Message, Context], Message]:
+    def answering(kind: str, answer: Answer) -> Callable[[Message, Context], Message]:
         def respond(message: Message, context: Context) -> Message:
             folder = site_folders[int(context.node_config.get("partition-id", 0))]
             try:
@@ -42,6 +42,8 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
                 instruction = read_document(message.content, Instruction)
                 if instruction.study_hash != participation.study.hash:
                     raise WireError("The instruction is for a study this site has not approved.", "Nothing was run.")
+                if instruction.kind != kind:
+                    raise WireError(f"A message to {kind} asks to {instruction.kind}.", "Nothing was run.")
                 return answer(message, participation, instruction)
             except EchoFedError as error:
                 LOG.warning("%s", error)
@@ -53,9 +55,9 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
 
         return respond
 
-    app.train()(answering(_train))
-    app.evaluate()(answering(_evaluate))
-    app.query()(answering(_describe))
+    app.train()(answering("train", _train))
+    app.evaluate()(answering("evaluate", _evaluate))
+    app.query()(answering("describe", _describe))
     return app
 
 
@@ -91,15 +93,16 @@ def _train(message: Message, participation: Participation, instruction: Instruct
 
 def _evaluate(message: Message, participation: Participation, instruction: Instruction) -> Message:
     shared = read_parameters(message.content, MAX_MODEL_BYTES)
-    evaluation = participation.evaluate(shared, instruction.round_number)
+    patients = participation.site.count_patients(participation.study)["validation"]
+    evaluation = participation.evaluate(shared, instruction.round_number) if patients else None
     return evaluation_message(
         message,
         participation.study,
         participation.site.name,
         instruction,
-        patients=participation.examples("validation").patients,
-        loss=evaluation.loss,
-        metric=evaluation.metric,
+        patients=patients,
+        loss=evaluation.loss if evaluation else None,
+        metric=evaluation.metric if evaluation else None,
     )
 
 

@@ -48,7 +48,7 @@ def evaluation_message(
     instruction: Instruction,
     *,
     patients: int,
-    loss: float,
+    loss: float | None,
     metric: float | None,
 ) -> Message:
     """Return the reply that says how the global model does on the site's validation patients."""

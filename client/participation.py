@@ -22,7 +22,7 @@ from echofed.learning.models import StudyModel, load_parameters, read_parameters
 from echofed.learning.randomness import NoiseSource, generator
 from echofed.privacy.budget import delta_for
 from echofed.protocol.arrays import Parameters, check_like, encode_parameters
-from echofed.protocol.errors import NonFiniteLossError
+from echofed.protocol.errors import NonFiniteLossError, WireError
 from echofed.protocol.messages import SpentPrivacy
 from echofed.protocol.shared_layers import shared_parameters, trainable_names
 from echofed.protocol.study import Study
@@ -77,9 +77,15 @@ class Participation:
     def describe(self) -> dict[Split, int]:
         """Return the number of usable patients in each split; all zero if there are none.
 
-        Images and features are worked out here, so that the first round does not wait for them.
+        Images, features and the noise a private study needs are worked out here, so that the first round does not wait
+        for them and a site that cannot keep the study's promise says so before it.
+
+        Raises:
+            PrivacyError: the study's privacy parameters have no meaning at a site of this size.
         """
         counts = self.site.count_patients(self.study)
+        if self.study.is_private and counts["training"]:
+            noise_multiplier(self.study, counts["training"], self.site.state_folder)
         for split, count in counts.items():
             if count:
                 self.examples(split)
@@ -89,12 +95,16 @@ class Participation:
         """Train from the global parameters and return the update; layers kept at the site are put aside for next time.
 
         Raises:
+            WireError: the study has no such round; more rounds than agreed would cost more privacy than agreed.
             ArraysError: the global parameters are not those of the study's model.
             NoPatientsError: no usable training patient.
             NonFiniteLossError: the loss or the update is not finite.
             PrivacyError: the study's epsilon has no meaning here.
         """
         start = time.monotonic()
+        rounds = self.study.federation.rounds
+        if not 1 <= round_number <= rounds:
+            raise WireError(f"Round {round_number} is not one of the study's {rounds}.", "Nothing was run.")
         examples = self.examples("training")
         self._load(shared, round_number - 1)
         context = (self.study.hash, self.site.name, round_number)

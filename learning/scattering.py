@@ -23,7 +23,7 @@ from echofed.protocol.errors import ParametersError, StudyInvalidError
 IMAGES_AT_ONCE = 4
 """More spill out of a core's cache and take longer an image."""
 LOG_FLOOR = 1e-3
-"""Added before the logarithm: about the coefficients of a quarter of a grey level of noise."""
+"""Added before the logarithm, so that empty regions stay finite."""
 FEATURE_NORM = 8.0
 """Length of every feature vector, so that one clipping norm fits all studies and learning rates are of order one."""
 WHITENING_FLOOR = 0.1
@@ -256,8 +256,8 @@ def fit_standardisation(model: ScatteringClassifier, images: Tensor) -> None:
     """Set the model's mean and basis from public images, in place.
 
     Without a projection every coefficient is divided by its standard deviation. With one, the standardised coefficients
-    are rotated to their principal axes and the first axes are whitened, which lets few and noisy gradient steps reach
-    what would otherwise take thousands. The result becomes part of the published model: the images must not be a
+    are rotated to their principal axes and the first axes are whitened, so that few and noisy gradient steps
+    go further. The result becomes part of the published model: the images must not be a
     site's patients. The same images give the same result.
 
     Args:

@@ -130,10 +130,11 @@ def headline(results: Mapping[str, Any]) -> str:
     pooled, metric = results["test"]["pooled"], str(results["metric"]).replace("_", " ")
     if pooled is None or pooled["metric"] is None:
         return f"No test patient to judge the model by; best round {results['best_round']}."
-    low, high = pooled["interval"] or (float("nan"), float("nan"))
+    interval = pooled["interval"]
+    sure = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "too few for an interval"
     protection = "patient-level privacy" if results["private"] else "WITHOUT privacy"
     return (
-        f"Test {metric} {pooled['metric']:.3f} (95% interval {low:.3f} to {high:.3f}) on {pooled['patients']} patients, "
+        f"Test {metric} {pooled['metric']:.3f} ({sure}) on {pooled['patients']} patients, "
         f"round {results['best_round']}, {protection}."
     )
 
@@ -212,7 +213,7 @@ def _rounds(study: Study, rounds: Sequence[Round]) -> list[dict[str, Any]]:
                     "patients": one.validation_patients,
                 }
                 for site, one in record.sites.items()
-                if one.validation_patients is not None
+                if one.validation_patients
             },
             "validation_metric": record.validation_metric,
             "validation_loss": record.validation_loss,

@@ -2,7 +2,6 @@
 
 import fcntl
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
 from echofed.protocol.study_folder import PARAMETERS_FILE, STUDY_FILE, read_study_folder
+from echofed.server.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from echofed.server.checkpoint import Checkpoint, write_atomically
 from echofed.server.cohort import describe_sites
 from echofed.server.history import Round
@@ -32,6 +32,7 @@ from echofed.simulations.results import Run, write_results
 from echofed.simulations.sites import DataSource, make_sites
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Simulation:
         baselines: also train on the pooled data and on each site alone.
         engine: "pool", or "flower" for Flower's own engine.
         phantoms: the data are phantoms, so the report may show images.
+        sites: folder in which registered sites are kept, to share them between runs; None keeps them in the run's.
     """
 
     study: Path
@@ -61,6 +63,7 @@ class Simulation:
     baselines: bool = False
     engine: str = "pool"
     phantoms: bool = False
+    sites: Path | None = None
 
 
 class _RunFacts(Document):
@@ -100,7 +103,7 @@ def _simulate(simulation: Simulation, folder: Path, facts: _RunFacts, report: Re
     beside = simulation.study.with_suffix(".safetensors")
     given = simulation.initial or (beside if study.model.initial_parameters_sha256 and beside.exists() else None)
     provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed)
-    sites = make_sites(simulation.source, folder / "sites", simulation.seed, report)
+    sites = make_sites(simulation.source, simulation.sites or folder / "sites", simulation.seed, report)
     _, initial, metadata = read_study_folder(folder)
     shared = shared_parameters(study, initial, metadata)
     ends: list[tuple[Checkpoint, dict[str, str]]] = []
@@ -167,20 +170,32 @@ def _prepare_folder(simulation: Simulation, study: Study, folder: Path) -> _RunF
         seed=simulation.seed,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if path.exists():
-        try:
-            before = _RunFacts.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise CheckpointError(f"{path} is damaged.", "Use another --out folder.") from error
-        same = before.model_copy(update={"started_at": now.started_at}) == now
-        if not simulation.resume:
-            raise RunError(f"{folder} holds a run.", "Go on with --resume, or use another --out folder.")
-        if not same:
-            raise RunError(f"{folder} holds another run: another study, data or seed.", "Use another --out folder.")
-        return before
-    shutil.copyfile(simulation.study, folder / STUDY_FILE)
-    write_atomically(path, now.model_dump_json().encode())
-    return now
+    facts = _facts_before(path, now, simulation.resume) or now
+    if facts is now:
+        (folder / PARAMETERS_FILE).unlink(missing_ok=True)
+        write_atomically(path, now.model_dump_json().encode())
+    write_atomically(folder / STUDY_FILE, simulation.study.read_bytes())
+    return facts
+
+
+def _facts_before(path: Path, now: _RunFacts, resume: bool) -> _RunFacts | None:
+    """Return the facts of the run to go on with, or None to start anew; a run without a checkpoint may be replaced."""
+    folder = path.parent
+    if not path.exists():
+        if any(one.name not in (LOCK_FILE, f"{RUN_FILE}.part") for one in folder.iterdir()):
+            raise RunError(f"{folder} holds something else than a run.", "Use another --out; nothing was changed.")
+        return None
+    try:
+        before = _RunFacts.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged.", "Use another --out folder.") from error
+    if not resume and not (folder / CHECKPOINT_FILE).exists():
+        return None
+    if not resume:
+        raise RunError(f"{folder} holds a run.", "Go on with --resume, or use another --out folder.")
+    if before.model_copy(update={"started_at": now.started_at}) != now:
+        raise RunError(f"{folder} holds another run: another study, data or seed.", "Use another --out folder.")
+    return before
 
 
 @contextmanager
@@ -188,7 +203,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep a second run out of the folder while this one is at work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK_FILE).open("w")
     except OSError as error:
         raise RunError(f"{folder} cannot be used: {error.strerror}.", "Use another --out folder.") from error
     with lock:

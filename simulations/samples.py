@@ -13,6 +13,7 @@ from PIL import Image
 from echofed.client.participation import Participation
 from echofed.learning.examples import Examples
 from echofed.learning.images import to_input
+from echofed.learning.metrics import dice
 from echofed.learning.models import StudyModel
 from echofed.learning.tasks import probabilities
 from echofed.protocol.errors import NoPatientsError
@@ -50,8 +51,12 @@ def _sample(study: Study, model: StudyModel, examples: Examples, item: int) -> d
     sample: dict[str, Any] = {"image": _png(image), "mask": None, "prediction": None, "target": [], "score": []}
     if study.task.kind == "segmentation" and examples.masks is not None:
         outline = (scores.reshape(image.shape) > 0.5).astype(np.uint8) * 255
-        return {**sample, "mask": _png(np.asarray(examples.masks[row]) * 255), "prediction": _png(outline)}
-    return {**sample, "target": examples.targets[item].tolist(), "score": scores[0].tolist()}
+        mask = np.asarray(examples.masks[row])
+        overlap = float(dice(scores.reshape(1, *mask.shape), mask[None])[0])
+        return {**sample, "mask": _png(mask * 255), "prediction": _png(outline), "score": [overlap]}
+    low, high = study.task.value_range or (0.0, 1.0)
+    target, score = (low + (high - low) * values for values in (examples.targets[item], scores[0]))
+    return {**sample, "target": target.tolist(), "score": score.tolist()}
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> None:
         except (EOFError, OSError):
             return
         answer = app(_message(job, broadcast), _context(job["site"]))
-        connection.send_bytes(json.dumps(_line(answer, reply)).encode())
+        with suppress(OSError):  # if the pool is gone, waiting for the next job says so
+            connection.send_bytes(json.dumps(_line(answer, reply)).encode())
 
 
 def _client_app(study_folder: Path, seed: int, site_folders: tuple[Path, ...]) -> ClientApp:

@@ -50,6 +50,8 @@ def read_evaluate_reply(message: Message, study: Study, round_number: int, site:
     """Return what a site sent after evaluating, checked; raises as `read_train_reply` does."""
     reply = read_document(_records(message), EvaluateReply)
     _check_addressed(reply, study, round_number, site)
+    if (reply.loss is None) != (reply.patients == 0):
+        raise ReplyRefusedError("A loss is given exactly when there are validation patients.")
     return reply
 
 

@@ -27,7 +27,7 @@ METRIC_NAMES = {"auc": "AUC", "dice": "Dice", "mean_absolute_error": "mean absol
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
 class Count(_Part):
@@ -159,6 +159,22 @@ class Results(_Part):
         # The one thing a report must never get wrong.
         if self.private != self.study.is_private:
             raise ValueError("private does not agree with the study")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_predictions(self) -> Self:
+        kind, count = self.study.task.kind, len(self.study.task.labels)
+        outputs = count if kind in ("multiclass", "multilabel") else 1
+        columns = {"multilabel": count, "segmentation": 0}.get(kind, 1)
+        classes = {"multiclass": count, "binary": 2, "multilabel": 2}.get(kind)
+        for site, part in self.test.predictions.items():
+            rows_fit = all(len(row) == outputs for row in part.score) and all(
+                len(row) == columns for row in part.target
+            )
+            every_patient = len(part.target) == len(part.score) or (columns == 0 and not part.target)
+            known = classes is None or all(value in range(classes) for row in part.target for value in row)
+            if not (rows_fit and every_patient and known):
+                raise ValueError(f"the predictions of {site} do not fit the study's task")
         return self
 
     @property

@@ -15,8 +15,8 @@ def number(value: Number, digits: int = 3) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
         return f"{mantissa} × 10{_superscript(int(exponent))}"
-    text = f"{value:.{digits}g}"
-    return f"{float(text):,.0f}" if "e" in text else text.replace("-", "−")
+    decimals = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+    return decimals.replace("-", "−")
 
 
 def _superscript(exponent: int) -> str:
