@@ -32,6 +32,9 @@ STUDIES = ROOT / "simulations" / "studies"
 DATA = Path(os.environ.get("ECHOFED_DATA", ROOT.parent / "shared" / "data"))
 FEDERATION = DataSource(DATA / "breast_federation.csv")
 DESCRIPTORS = DataSource(DATA / "breast_lesions_usg" / "index.csv", virtual_sites=4, columns=Columns(label=None))
+CLIPPING_NORM = 1.2
+PRIVATE_LEARNING_RATES = {8.0: 1.0, 3.0: 0.5, 1.0: 0.25}
+"""By epsilon; like the study's other settings, chosen on inner validation patients."""
 SEEDS = (0, 1, 2, 3, 4)
 Row = dict[str, Any]
 
@@ -49,7 +52,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _malignancy(work: Path, seeds: Sequence[int]) -> Iterator[Row]:
-    for epsilon in (None, 8.0, 3.0):
+    for epsilon in (None, *PRIVATE_LEARNING_RATES):
         study = _with_epsilon(STUDIES / "breast_malignancy.yaml", epsilon, work)
         label = "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
         runs = [_simulate(study, FEDERATION, work, seed, baselines=True) for seed in seeds]
@@ -110,8 +113,8 @@ def _masks(examples: Examples) -> NDArray[np.uint8]:
 def _with_epsilon(study: Path, epsilon: float | None, work: Path) -> Path:
     content = yaml.safe_load(study.read_text(encoding="utf-8"))
     if epsilon is not None:
-        content |= yaml.safe_load((STUDIES / "breast_malignancy_private.yaml").read_text(encoding="utf-8"))
-        content["privacy"]["epsilon"] = epsilon
+        content["privacy"] = {"unit": "patient", "epsilon": epsilon, "clipping_norm": CLIPPING_NORM}
+        content["training"]["learning_rate"] = PRIVATE_LEARNING_RATES[epsilon]
     path = work / f"{study.stem}-{epsilon or 'open'}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path

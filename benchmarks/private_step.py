@@ -8,6 +8,7 @@ taken in turn, so that a busy machine slows all alike.
 """
 
 import argparse
+import os
 import statistics
 import time
 import warnings
@@ -53,7 +54,7 @@ LARGE = {"name": "small_resnet", "width": 128, "blocks": 2}  # as many parameter
 CASES = (
     Case("0.17 M parameters, 64 px, exams", SMALL, 64, 8, (5, 25), 9, steps=4),
     Case("0.17 M parameters, 64 px, 1 or 2 images", SMALL, 64, 40, (1, 2), 7, steps=4),
-    Case("11 M parameters, 128 px, exams", LARGE, 128, 3, (5, 25), 5),
+    Case("11 M parameters, 128 px, exams", LARGE, 128, 3, (5, 25), 3),
     Case("scattering head, 96 px", {"name": "scattering"}, 96, 200, (1, 3), 9, steps=20, hooks=False),
 )
 
@@ -196,11 +197,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    busy = os.getloadavg()[0]
     rows = run(parser.parse_args().quick)
     print(f"{'case':42}{'engine':36}{'threads':>8}{'ms':>10}{'ratio':>8}")
     for row in rows:
         print(f"{row['case']:42}{row['engine']:36}{row['threads']:8d}{1e3 * row['seconds']:10.1f}{row['ratio']:8.2f}")
     print(f"Ratio: to the fastest step without privacy on as many cores; target {TARGET_RATIO} at most.")
+    print(f"Load average at the start: {busy:.1f}; beyond 0.5 the rows of two threads tell little.")
 
 
 if __name__ == "__main__":

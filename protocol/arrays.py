@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 4 * 2**20
 def encode_parameters(
     parameters: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """Return the safetensors buffer holding `parameters`.
+    """Return the safetensors buffer holding `parameters`; the same arrays and texts give the same bytes.
 
     Args:
         parameters: arrays by name, any shape, float32.
@@ -34,7 +34,16 @@ def encode_parameters(
         if array.dtype != np.float32:
             raise ArraysError(f"Parameter '{name}' is {array.dtype}, not float32.")
     contiguous = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
-    return save(contiguous, metadata=dict(metadata) if metadata else None)
+    return _in_order(save(contiguous, metadata=dict(metadata))) if metadata else save(contiguous)
+
+
+def _in_order(buffer: bytes) -> bytes:
+    """Return the buffer with its metadata sorted: the library writes them in random order, and a file has a hash."""
+    header = read_header(buffer)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + buffer[8 + int.from_bytes(buffer[:8], "little") :]
 
 
 def decode_parameters(buffer: bytes, max_bytes: int) -> Parameters:

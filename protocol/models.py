@@ -31,9 +31,14 @@ class Scattering(_Model):
     name: Literal["scattering"]
     scales: int = Field(default=4, ge=1, le=6, description="J, the largest scale is 2^J pixels.")
     angles: int = Field(default=8, ge=2, le=16)
-    grid: int = Field(default=1, ge=1, le=4, description="features are averaged over grid x grid cells.")
+    grid: int = Field(default=3, ge=1, le=4, description="rows the image is divided into, overlapping by half.")
     head: Literal["linear", "small"] = "linear"
-    projection: int | None = Field(default=None, ge=8, le=4096, description="dimensions kept, all if absent.")
+    projection: int | None = Field(
+        default=128,
+        ge=8,
+        le=1000,
+        description="principal components kept, of phantoms' features; null keeps all features.",
+    )
 
 
 class SmallResNet(_Trainable):

@@ -42,6 +42,7 @@ _FEATURES = """\
 
 preprocessing:
   image_size_px: 96                # images are resized to a square of this side
+  resize: stretch                  # pad keeps the aspect ratio
 
 model:
   name: scattering                 # fixed wavelet features, small trained head: best for small private cohorts
@@ -51,6 +52,7 @@ _UNET = """\
 
 preprocessing:
   image_size_px: 96                # images are resized to a square of this side
+  standardise: image               # subtract the image's mean, divide by its standard deviation
 
 model:
   name: basic_unet
@@ -59,14 +61,14 @@ model:
 _HEAD_TRAINING = """\
 
 training:
-  learning_rate: 0.5
-  local_steps: 4                   # steps a site takes each round
-  sampling_probability: 0.5        # each step draws each patient with this probability
+  learning_rate: 1.0               # about 0.5 for epsilon 3, 0.25 for epsilon 1
+  local_steps: 3                   # steps a site takes each round
+  sampling_probability: 1.0        # each step draws each patient with this probability
 
 privacy:
   unit: patient                    # none trains without any protection of single patients
   epsilon: 8                       # for the whole study, at each site; smaller protects more
-  clipping_norm: 1.0
+  clipping_norm: 1.2               # C, the most one patient can move a step
 """
 
 _UNET_TRAINING = """\
@@ -86,9 +88,10 @@ _TAIL = """\
 
 strategy:
   preset: FedAvg                   # FedAvgM, FedAdam, FedYogi, FedAdagrad, FedProx, FedBN
+  weighting: patients              # uniform lets the noise of a small private site weigh as much as a large site
 
 federation:
-  rounds: 25
+  rounds: 100
   minimum_sites: 2                 # sites that must take part for the study to start
   minimum_replies: 2               # updates a round needs before it is published
 

@@ -12,8 +12,8 @@ from echofed.protocol.study_folder import read_initial_parameters
 from echofed.server.checkpoint import write_atomically
 from echofed.simulations.phantoms import random_phantoms
 
-PUBLIC_PHANTOMS = 256
-"""Fixed features are standardised on this many phantoms: images of nobody."""
+PUBLIC_PHANTOMS = 1024
+"""Fixed features are whitened on this many phantoms: images of nobody."""
 
 
 def write_initial_parameters(study: Study, path: Path, seed: int, start_from: Path | None = None) -> None:

@@ -29,6 +29,7 @@ from echofed.simulations.patient_scores import PatientScores, patient_level, sum
 from echofed.simulations.progress import Report, silent
 from echofed.simulations.samples import sample_predictions
 
+FORMAT = 1
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 BEST_MODEL_FILE = "model-best.safetensors"
@@ -109,9 +110,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     try:
         results: dict[str, Any] = json.loads((folder / RESULTS_FILE).read_bytes())
+        if not isinstance(results, dict) or results.get("format") != FORMAT:
+            raise ValueError("another format")
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{folder} holds no finished run.", "Name the folder of a run; finish it with --resume."
+            f"{folder} holds no finished run of this version.", "Name the folder of a run; finish it with --resume."
         ) from error
     return results
 
@@ -153,7 +156,7 @@ def _test(
 
 def _facts(run: Run, study: Study, rounds: Sequence[Round], best_round: int) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": FORMAT,
         "title": study.title,
         "study": study.model_dump(mode="json"),
         "study_yaml": (run.folder / STUDY_FILE).read_text(encoding="utf-8"),

@@ -100,7 +100,9 @@ def _settings(source: DataSource, folder: Path, seed: int) -> list[SiteSettings]
         raise SitesError("Sites are either virtual or named by a column.", "Leave out one of the two.")
     if path.is_dir() and not (path / "index.csv").exists():
         if source.virtual_sites or source.site_column:
-            raise SitesError(f"{path} holds a folder for each site already.", "Name one CSV file to split it otherwise.")
+            raise SitesError(
+                f"{path} holds a folder for each site already.", "Name one CSV file to split it otherwise."
+            )
         parts = sorted(index.parent for index in source.indices)
         _one_name_each(part.name for part in parts)
         return [SiteSettings(name=_name(part.name), data_folder=part, columns=source.columns) for part in parts]

@@ -35,7 +35,7 @@ def draw_sites(folder: Path) -> Path:
         PhantomSite(name, vendor, patients, (1, 4), shares, probe)
         for (name, patients), (vendor, probe) in zip(PATIENTS.items(), scanners, strict=True)
     ]
-    write_phantom_sites(folder, sites, 0, (48, 48))
+    write_phantom_sites(folder, sites, 0, (72, 72))
     return folder
 
 
