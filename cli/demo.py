@@ -10,7 +10,7 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the demo; made anew")] = Path("runs/demo"),
     sites: Annotated[int, typer.Option(min=2, max=46, help="hospitals to simulate")] = 5,
-    patients: Annotated[int, typer.Option(min=10, help="phantom patients of an average hospital")] = 60,
+    patients: Annotated[int, typer.Option(min=10, help="phantom patients of an average hospital")] = 100,
     workers: Annotated[int, typer.Option(min=1, help="worker processes; default: one a core")] = os.cpu_count() or 1,
     seed: Annotated[int, typer.Option(min=0, help="of phantoms, splits, sampling and noise")] = 0,
 ) -> None:

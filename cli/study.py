@@ -45,9 +45,13 @@ def init(
     ] = None,
 ) -> None:
     """Write the study's initial-parameters file beside it, and its hash into the study."""
+    from rich.console import Console
+
+    from echofed.cli.progress import progress_bars
     from echofed.simulations.initial import initialise_study
 
-    written = initialise_study(file, seed, start_from)
+    with progress_bars(Console(stderr=True)) as show:
+        written = initialise_study(file, seed, start_from, show)
     typer.echo(f"Wrote {written}; its SHA-256 is in {file}.")
 
 

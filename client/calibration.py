@@ -30,10 +30,20 @@ def noise_multiplier(study: Study, training_patients: int, state_folder: Path) -
         study.privacy.accountant,
     )
     key, path = json.dumps(arguments), state_folder / FILE_NAME
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    known = _read(path)
     if key not in known:
         known[key] = noise_multiplier_for(*arguments)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(json.dumps(known, indent=1))
         part.replace(path)
     return known[key]
+
+
+def _read(path: Path) -> dict[str, float]:
+    """Return what was worked out before; what cannot be read is worked out again."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(known, dict) and all(isinstance(sigma, float) and sigma > 0 for sigma in known.values())
+    return known if sound else {}

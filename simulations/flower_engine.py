@@ -1,6 +1,7 @@
 """The same study through Flower's own simulation engine (Ray, an extra): the same ClientApp, strategy and rounds."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from echofed.client.flower import make_client_app
 from echofed.protocol.errors import RunError
+
+START_SECONDS = 300.0
+POLL_SECONDS = 0.1
 
 
 def run_with_flower(
@@ -43,6 +47,7 @@ def run_with_flower(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            _wait_for_nodes(grid, len(site_folders))
             run(grid)
         except BaseException as error:
             raised.append(error)
@@ -66,3 +71,12 @@ def run_with_flower(
                 raise RunError(f"Flower's engine failed: {error}.", "Run without --engine flower.") from error
     if raised:
         raise raised[0]
+
+
+def _wait_for_nodes(grid: Grid, number: int) -> None:
+    """Flower starts the ServerApp and the nodes side by side; wait until all are there."""
+    deadline = time.monotonic() + START_SECONDS
+    while len(list(grid.get_node_ids())) < number:
+        if time.monotonic() > deadline:
+            raise RunError("Flower's engine did not start in time.", "Run without --engine flower.")
+        time.sleep(POLL_SECONDS)

@@ -102,7 +102,7 @@ def _simulate(simulation: Simulation, folder: Path, facts: _RunFacts, report: Re
     study = load_study(folder / STUDY_FILE)
     beside = simulation.study.with_suffix(".safetensors")
     given = simulation.initial or (beside if study.model.initial_parameters_sha256 and beside.exists() else None)
-    provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed)
+    provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed, report)
     sites = make_sites(simulation.source, simulation.sites or folder / "sites", simulation.seed, report)
     _, initial, metadata = read_study_folder(folder)
     shared = shared_parameters(study, initial, metadata)

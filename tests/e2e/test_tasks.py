@@ -19,11 +19,9 @@ RDP = {**PRIVATE, "accountant": "rdp"}
 SCATTERING = {"name": "scattering", "scales": 3, "angles": 4}
 STUDIES: dict[str, Study] = {
     "binary, private": small_study("binary", model=SCATTERING, privacy=PRIVATE),
-    "binary": small_study("binary"),
     "multiclass": small_study("multiclass", strategy={"weighting": "patients"}),
     "multilabel, private": small_study("multilabel", privacy=RDP),
-    "segmentation": small_study("segmentation", training={"optimizer": "adam", "learning_rate": 0.01}),
-    "segmentation, private": small_study("segmentation", privacy=RDP, training={"local_steps": 1}),
+    "segmentation": small_study("segmentation", training={"optimizer": "adam", "learning_rate": 0.01, "local_steps": 1}),
     "regression": small_study("regression", model=SCATTERING),
     "exam, private": small_study("exam", privacy=RDP),
 }
@@ -61,7 +59,7 @@ def _check_sites(study: Study, results: dict[str, Any]) -> None:
         excluded = site["quarantined"].get("label excluded by the study", 0)
         patients = sum(site["patients"].values())
         assert site["left_out"] is None
-        assert patients == PATIENTS[site["name"]] if not excluded else 0 < patients < PATIENTS[site["name"]]
+        assert (0 < patients < PATIENTS[site["name"]]) if excluded else (patients == PATIENTS[site["name"]])
         assert (site["spent"] is not None) == study.is_private
         if study.is_private:
             # Calibrated: all of the study's epsilon may be spent, and no more.

@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def test_scattering_is_standardised_on_phantoms(tmp_path: Path) -> None:
-    study = small_study(model={"name": "scattering", "scales": 2, "angles": 2})
+    study = small_study(model={"name": "scattering", "scales": 2, "angles": 2, "projection": 16})
     write_initial_parameters(study, tmp_path / "a", 0)
     raw = (tmp_path / "a").read_bytes()
     arrays = decode_parameters(raw, len(raw))
