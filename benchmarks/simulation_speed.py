@@ -212,7 +212,12 @@ def _study(workload: Workload) -> Study:
                 "sampling_probability": workload.sampling_probability,
             },
             "privacy": {"unit": "none"},
-            "federation": {"rounds": ROUNDS, "minimum_sites": workload.cohort, "minimum_replies": workload.cohort, "retries": 0},
+            "federation": {
+                "rounds": ROUNDS,
+                "minimum_sites": workload.cohort,
+                "minimum_replies": workload.cohort,
+                "retries": 0,
+            },
             "evaluation": {"validation_fraction": 0.0, "test_fraction": 0.0, "every_rounds": ROUNDS},
         }
     )
@@ -230,7 +235,9 @@ def main() -> None:
             f"{row['speed_of_echofed']:12.2f}{row['start_seconds']:10.1f}"
         )
     print(f"{rows[0]['parameters']} parameters, {rows[0]['processes']} processes; start includes the first round.")
-    print(f"Targets: EchoFed at most {TARGET_TO_FLOOR} times the bare pool; Flower's engine at least 2 (W1) and 7 (W2).")
+    print(
+        f"Targets: EchoFed at most {TARGET_TO_FLOOR} times the bare pool; Flower's engine at least 2 (W1) and 7 (W2)."
+    )
 
 
 if __name__ == "__main__":
