@@ -150,9 +150,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one split only")
     for row in run(parser.parse_args().quick):
         interval = f"({row['low']:.3f} to {row['high']:.3f})"
-        print(
-            f"{row['study']:<13} {row['privacy']:<11} {row['figure']:<38} {row['mean']:6.3f} {interval} over {row['splits']} splits"
-        )
+        figure = f"{row['study']:<13} {row['privacy']:<11} {row['figure']:<38} {row['mean']:6.3f}"
+        print(f"{figure} {interval} over {row['splits']} splits")
 
 
 if __name__ == "__main__":

@@ -52,9 +52,12 @@ class Case:
 SMALL = {"name": "small_resnet", "width": 16, "blocks": 2}
 LARGE = {"name": "small_resnet", "width": 128, "blocks": 2}  # as many parameters as ResNet18
 CASES = (
-    Case("0.17 M parameters, 64 px, exams", SMALL, 64, 8, (5, 25), 9, steps=4),
+    Case("0.17 M parameters, 64 px, 5-25 images", SMALL, 64, 8, (5, 25), 9, steps=4),
+    Case("0.17 M parameters, 64 px, 5 images", SMALL, 64, 24, (5, 5), 7, steps=4),
+    Case("0.17 M parameters, 64 px, 15 images", SMALL, 64, 8, (15, 15), 7, steps=4),
+    Case("0.17 M parameters, 64 px, 25 images", SMALL, 64, 5, (25, 25), 7, steps=4),
     Case("0.17 M parameters, 64 px, 1 or 2 images", SMALL, 64, 40, (1, 2), 7, steps=4),
-    Case("11 M parameters, 128 px, exams", LARGE, 128, 3, (5, 25), 3),
+    Case("11 M parameters, 128 px, 5-25 images", LARGE, 128, 3, (5, 25), 3),
     Case("scattering head, 96 px", {"name": "scattering"}, 96, 200, (1, 3), 9, steps=20, hooks=False),
 )
 

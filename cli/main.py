@@ -13,6 +13,9 @@ from echofed.cli.demo import demo
 from echofed.cli.runs import report, simulate
 from echofed.protocol.errors import EchoFedError, InterruptedRunError, RunError
 
+EXTRA_MODULES = frozenset({"matplotlib", "monai", "opacus", "PIL", "scipy", "torch"})
+"""What a base install lacks."""
+
 app = typer.Typer(
     help="Hospitals train one ultrasound model together; no patient image leaves a site.",
     no_args_is_help=True,
@@ -40,6 +43,10 @@ def main() -> None:
         sys.exit(130)
     except EchoFedError as error:
         _fail(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA_MODULES:
+            raise
+        _fail(RunError(f"{error.name} is not installed.", "Install echofed[site] at a hospital, echofed[research] to simulate."))
     except OSError as error:
         # A full disk, a folder that is not there, permissions: the system's words and the file say enough.
         if error.filename is None and error.errno != errno.ENOSPC:

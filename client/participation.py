@@ -119,8 +119,9 @@ class Participation:
             noise=None if sigma is None else NoiseSource(sigma, self.seed, context),
             threads=self.threads,
         )
-        after = read_parameters(self.model, self._shared.keys())
-        update = {name: after[name] - shared[name] for name in shared}
+        update = read_parameters(self.model, self._shared.keys())
+        for name, array in update.items():
+            array -= shared[name]
         if not all(np.isfinite(array).all() for array in update.values()):
             raise NonFiniteLossError("The update is not finite.")
         if self._initial_personal:

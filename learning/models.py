@@ -238,9 +238,8 @@ def load_parameters(model: nn.Module, parameters: Mapping[str, NDArray[np.float3
             raise ParametersError(f"Parameter '{name}' has shape {array.shape}, not {tuple(state[name].shape)}.")
         if array.dtype != np.float32:
             raise ParametersError(f"Parameter '{name}' is {array.dtype}, not float32.")
-    with torch.no_grad():
-        for name, array in parameters.items():
-            state[name].copy_(torch.tensor(array))
+    for name, array in parameters.items():
+        np.copyto(state[name].numpy(), array)
 
 
 def initial_parameters(

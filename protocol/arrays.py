@@ -1,14 +1,17 @@
 """Parameters as bytes: one safetensors buffer, the same on the wire and on disk."""
 
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from echofed.protocol.errors import ArraysError
 
@@ -16,6 +19,8 @@ Parameters = dict[str, NDArray[np.float32]]
 """Model parameters by name, in the model's own order, float32."""
 
 MAX_HEADER_BYTES = 4 * 2**20
+HEADERS_KEPT = 8
+"""All sites of a study send arrays of the same names and shapes: their header is made once, and checked once."""
 
 
 def encode_parameters(
@@ -34,7 +39,18 @@ def encode_parameters(
         if array.dtype != np.float32:
             raise ArraysError(f"Parameter '{name}' is {array.dtype}, not float32.")
     contiguous = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
-    return _in_order(save(contiguous, metadata=dict(metadata))) if metadata else save(contiguous)
+    if metadata:
+        return _in_order(save(contiguous, metadata=dict(metadata)))
+    head, order = _head(tuple((name, array.shape) for name, array in contiguous.items()))
+    return b"".join([head, *(contiguous[name].data for name in order)])
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def _head(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[bytes, list[str]]:
+    """Return what stands before the numbers in a buffer of arrays of these shapes, and the arrays' order."""
+    buffer = save({name: np.zeros(shape, np.float32) for name, shape in shapes})
+    head = _head_of(buffer)
+    return head, [name for name, _, _ in _places(head, len(buffer))]
 
 
 def _in_order(buffer: bytes) -> bytes:
@@ -50,7 +66,8 @@ def decode_parameters(buffer: bytes, max_bytes: int) -> Parameters:
     """Return the arrays in a safetensors buffer.
 
     The size is checked before anything is allocated, and the header by the safetensors library (no overlap, no gap,
-    offsets inside the buffer). Only float32 is accepted, so integer counters cannot slip in.
+    offsets inside the buffer). Only float32 is accepted, so integer counters cannot slip in. The arrays are read-only
+    views of the buffer.
 
     Args:
         buffer: what `encode_parameters` returned.
@@ -61,14 +78,36 @@ def decode_parameters(buffer: bytes, max_bytes: int) -> Parameters:
     """
     if len(buffer) > max_bytes:
         raise ArraysError(f"The buffer has {len(buffer):,} bytes; at most {max_bytes:,} are accepted.")
-    header = read_header(buffer)
+    return {
+        name: np.frombuffer(buffer, np.float32, math.prod(shape), offset).reshape(shape)
+        for name, shape, offset in _places(_head_of(buffer), len(buffer))
+    }
+
+
+def _head_of(buffer: bytes) -> bytes:
+    return buffer[: 8 + int.from_bytes(buffer[:8], "little")]
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def _places(head: bytes, length: int) -> list[tuple[str, tuple[int, ...], int]]:
+    """Return name, shape and offset of each array in a buffer of this head and length, in the order of the offsets.
+
+    Raises:
+        ArraysError: the head is malformed, does not fit the length or tells of another dtype.
+    """
+    header = read_header(head)
     for name, entry in header.items():
         if name != "__metadata__" and entry.get("dtype") != "F32":
             raise ArraysError(f"Parameter '{name[:80]}' is {entry.get('dtype')}, not float32.")
     try:
-        return load(buffer)
+        arrays = deserialize(head + bytes(length - len(head)))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ArraysError(f"The buffer is not a sound safetensors file: {error}.") from error
+    # Without gaps, an array begins where those before it end.
+    arrays.sort(key=lambda array: header[array[0]]["data_offsets"])
+    sizes = [len(array["data"]) for _, array in arrays]
+    offsets = itertools.accumulate(sizes, initial=len(head))
+    return [(name, tuple(array["shape"]), offset) for (name, array), offset in zip(arrays, offsets, strict=False)]
 
 
 def read_header(buffer: bytes) -> dict[str, dict[str, object]]:

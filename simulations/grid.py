@@ -78,7 +78,8 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are next in the order of sending, waiting briefly for the first."""
-        keys = sorted(self._sent.keys() & set(message_ids), key=int)
+        wanted = set(message_ids)
+        keys = [key for key in self._sent if key in wanted]
         deadline = time.monotonic() + WAIT_SECONDS
         while keys and self._sent[keys[0]].answer is None and (left := deadline - time.monotonic()) > 0:
             for answer in self._pool.answers(left):

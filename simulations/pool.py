@@ -6,6 +6,7 @@ Python process, so nothing of the caller is inherited and nothing is pickled.
 
 import json
 import os
+import selectors
 import socket
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from echofed.simulations.shared_buffer import SharedBuffer
 
 STOP_SECONDS = 5.0
+JOBS_IN_HAND = 2
+"""A worker holds its next job while it does one, so that it need not wait for its parent."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,38 @@ class Answer:
 class _Worker:
     def __init__(self, arguments: Sequence[str], broadcast: SharedBuffer) -> None:
         ours, theirs = socket.socketpair()
-        self.reply = SharedBuffer()
-        descriptors = (theirs.fileno(), broadcast.descriptor, self.reply.descriptor)
-        command = [sys.executable, "-m", "echofed.simulations.worker", *map(str, descriptors), *arguments]
+        self._replies = tuple(SharedBuffer() for _ in range(JOBS_IN_HAND))
+        descriptors = (theirs.fileno(), broadcast.descriptor, *(reply.descriptor for reply in self._replies))
+        told = (",".join(map(str, descriptors)), *arguments)
+        command = [sys.executable, "-m", "echofed.simulations.worker", *told]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.job: Job | None = None
+        self.jobs: deque[Job] = deque()
+        self._answered = 0
+
+    def send(self, job: Job, version: int) -> None:
+        """Give the worker a job whose parameters are in the block all share, as its given version."""
+        fields = {"site": job.site, "kind": job.kind, "group": job.group, "document": job.document}
+        with suppress(OSError):  # if the worker is gone, reading its answer says so
+            line = json.dumps({**fields, "length": len(job.parameters), "version": version})
+            self.connection.send_bytes(line.encode())
+        self.jobs.append(job)
+
+    def receive(self) -> Answer:
+        """Return the answer to the oldest job.
+
+        Raises:
+            EOFError, OSError: the worker is gone.
+        """
+        line = json.loads(self.connection.recv_bytes())
+        # Each job in hand has a block for its answer.
+        parameters = self._replies[self._answered % JOBS_IN_HAND].read(line["length"])
+        self._answered += 1
+        return Answer(self.jobs.popleft().key, line["document"], parameters, line["error"])
 
     def stop(self) -> None:
         self.connection.close()
@@ -64,7 +89,8 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.reply.close()
+        for reply in self._replies:
+            reply.close()
 
 
 class WorkerPool:
@@ -82,9 +108,10 @@ class WorkerPool:
         self._broadcast = SharedBuffer()
         self.size = workers
         self._shared: bytes | None = None
-        self._shared_length = 0
+        self._version = 0
         self._queue: deque[Job] = deque()
-        self._workers = [_Worker(self._arguments, self._broadcast) for _ in range(workers)]
+        self._selector = selectors.DefaultSelector()
+        self._workers = [self._start() for _ in range(workers)]
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -92,6 +119,7 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.stop()
+        self._selector.close()
         self._broadcast.close()
 
     def submit(self, job: Job) -> None:
@@ -104,43 +132,49 @@ class WorkerPool:
 
         A worker that dies answers its job with an error and is replaced.
         """
-        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
-        for connection in wait(list(busy), timeout_seconds):
-            assert isinstance(connection, Connection)
-            worker = busy[connection]
-            yield self._collect(worker)
+        for key, _ in self._selector.select(timeout_seconds):
+            yield from self._collect(key.data)
 
-    def _collect(self, worker: _Worker) -> Answer:
-        job = worker.job
-        assert job is not None
-        worker.job = None
+    def _start(self) -> _Worker:
+        worker = _Worker(self._arguments, self._broadcast)
+        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+        return worker
+
+    def _collect(self, worker: _Worker) -> Iterator[Answer]:
         try:
-            line = json.loads(worker.connection.recv_bytes())
+            answer = worker.receive()
         except (EOFError, OSError):
-            worker.stop()
-            self._workers[self._workers.index(worker)] = _Worker(self._arguments, self._broadcast)
-            self._dispatch()
-            code = worker.process.returncode
-            return Answer(job.key, None, b"", (0, f"The worker process ended unexpectedly (exit status {code})."))
-        answer = Answer(job.key, line["document"], worker.reply.read(line["length"]), line["error"])
+            yield from self._replace(worker)
+            return
         self._dispatch()
-        return answer
+        yield answer
+
+    def _replace(self, worker: _Worker) -> Iterator[Answer]:
+        self._selector.unregister(worker.connection)
+        worker.stop()
+        self._workers[self._workers.index(worker)] = self._start()
+        lost = worker.jobs.popleft() if worker.jobs else None
+        self._queue.extendleft(reversed(worker.jobs))
+        self._dispatch()
+        if lost is not None:
+            code = worker.process.returncode
+            yield Answer(lost.key, None, b"", (0, f"The worker process ended unexpectedly (exit status {code})."))
 
     def _dispatch(self) -> None:
-        for worker in self._workers:
-            if not self._queue:
+        while self._queue:
+            worker = min(self._workers, key=lambda one: len(one.jobs))
+            # The last jobs wait for whoever is free first.
+            ahead = JOBS_IN_HAND if len(self._queue) > len(self._workers) else 1
+            if len(worker.jobs) >= ahead or not self._share(self._queue[0].parameters):
                 return
-            if worker.job is None and self._offer(worker, self._queue[0]):
-                self._queue.popleft()
+            worker.send(self._queue.popleft(), self._version)
 
-    def _offer(self, worker: _Worker, job: Job) -> bool:
-        if job.parameters is not self._shared:
-            # One block serves every worker, so new parameters wait until nobody reads the old ones.
-            if any(other.job is not None for other in self._workers):
-                return False
-            self._shared, self._shared_length = job.parameters, self._broadcast.write(job.parameters)
-        fields = {"site": job.site, "kind": job.kind, "group": job.group, "document": job.document}
-        with suppress(OSError):  # if the worker is gone, reading its answer says so
-            worker.connection.send_bytes(json.dumps({**fields, "length": self._shared_length}).encode())
-        worker.job = job
+    def _share(self, parameters: bytes) -> bool:
+        """Put parameters into the block that serves every worker; new ones wait until nobody reads the old ones."""
+        if parameters is self._shared:
+            return True
+        if any(worker.jobs for worker in self._workers):
+            return False
+        self._broadcast.write(parameters)
+        self._shared, self._version = parameters, self._version + 1
         return True

@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,15 +26,19 @@ from echofed.simulations.shared_buffer import SharedBuffer
 def main(arguments: list[str]) -> None:
     """Answer jobs until the pool closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
-    connection, broadcast, reply = Connection(int(arguments[0])), *map(SharedBuffer, map(int, arguments[1:3]))
+    descriptor, *shared = map(int, arguments[0].split(","))
+    connection, broadcast, *replies = Connection(descriptor), *map(SharedBuffer, shared)
     declare_task()
-    app = _client_app(Path(arguments[3]), int(arguments[4]), tuple(map(Path, arguments[5:])))
-    while True:
+    app = _client_app(Path(arguments[1]), int(arguments[2]), tuple(map(Path, arguments[3:])))
+    content = _content_of(broadcast)
+    for reply in cycle(replies):
         try:
             job = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        answer = app(_message(job, broadcast), _context(job["site"]))
+        records = content(job["document"], job["version"], job["length"])
+        message = Message(records, job["site"] + 1, job["kind"], group_id=job["group"])
+        answer = app(message, _context(job["site"]))
         with suppress(OSError):  # if the pool is gone, waiting for the next job says so
             connection.send_bytes(json.dumps(_line(answer, reply)).encode())
 
@@ -46,13 +52,16 @@ def _client_app(study_folder: Path, seed: int, site_folders: tuple[Path, ...]) -
     return make_client_app(study_folder, site_folders, seed)
 
 
-def _message(job: dict[str, object], broadcast: SharedBuffer) -> Message:
-    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: str(job["document"])})})
-    length = int(str(job["length"]))
-    if length:
-        data = broadcast.read(length)
-        records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (length,), "safetensors", data)})
-    return Message(records, int(str(job["site"])) + 1, str(job["kind"]), group_id=str(job["group"]))
+def _content_of(broadcast: SharedBuffer) -> Callable[[str, int, int], RecordDict]:
+    @lru_cache(maxsize=1)  # all sites are asked the same in a round
+    def content(document: str, version: int, length: int) -> RecordDict:
+        records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document})})
+        if length:
+            data = broadcast.read(length)
+            records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (length,), "safetensors", data)})
+        return records
+
+    return content
 
 
 @lru_cache(maxsize=4096)

@@ -117,10 +117,8 @@ class StudyStrategy(Strategy):
         instruction = Instruction.model_validate(
             {"kind": kind, "study_hash": self.study.hash, "round_number": round_number}
         )
-        messages = [
-            grid.create_message(content(instruction, arrays), kind, node_id, str(round_number))
-            for node_id in self.sites
-        ]
+        asked = content(instruction, arrays)
+        messages = [grid.create_message(asked, kind, node_id, str(round_number)) for node_id in self.sites]
         self.outcome.bytes_down += sum(map(payload_bytes, messages))
         return messages
 
