@@ -8,6 +8,7 @@ come from the study files and were chosen without looking at test patients. Need
 
 import argparse
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from echofed.client.site import open_site
 from echofed.learning.examples import Examples
 from echofed.learning.metrics import dice
 from echofed.protocol.study_file import load_study
+from echofed.protocol.study_folder import PARAMETERS_FILE
 from echofed.simulations.results import read_results
 from echofed.simulations.run import Simulation, simulate_study
 from echofed.simulations.sites import DataSource
@@ -85,9 +87,22 @@ def _descriptors(work: Path, seeds: Sequence[int]) -> Iterator[Row]:
 
 
 def _simulate(study: Path, source: DataSource, work: Path, seed: int, baselines: bool = False) -> dict[str, Any]:
-    out = work / f"{study.stem}-{seed}"
-    workers = os.cpu_count() or 1
-    simulate_study(Simulation(study, source, out, seed, workers, baselines=baselines, sites=work / "sites"))
+    out, model = work / f"{study.stem}-{seed}", load_study(study).model
+    # Studies that differ in privacy only start from the same parameters; they are made once.
+    initial = work / f"{model.name}-{study.stem.partition('-')[0]}-{seed}.safetensors"
+    simulate_study(
+        Simulation(
+            study,
+            source,
+            out,
+            seed,
+            workers=os.cpu_count() or 1,
+            initial=initial if initial.exists() else None,
+            baselines=baselines,
+            sites=work / "sites",
+        )
+    )
+    shutil.copyfile(out / PARAMETERS_FILE, initial)
     results = read_results(out)
     print(f"  {study.stem}, seed {seed}: {results['test']['pooled']['metric']:.3f}", flush=True)
     return results

@@ -33,6 +33,7 @@ from echofed.client.site import create_site
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import PARAMETERS_FILE, STUDY_FILE
 from echofed.simulations.initial import write_initial_parameters
+from echofed.simulations.pool import WORKER_ENVIRONMENT
 
 SIDE_PX = 28
 SITES = 100
@@ -40,6 +41,8 @@ FLOOR, OURS = "bare process pool", "EchoFed"
 FLOWER = ("EchoFed on Flower's engine", "Flower, stock FedAvg")
 TARGET_TO_FLOOR = 1.1
 STOP_SECONDS = 60.0
+MEMORY = {name: value for name, value in WORKER_ENVIRONMENT.items() if name.startswith("MALLOC")}
+"""EchoFed gives it to its workers; here every engine has it."""
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -76,7 +79,7 @@ class Engine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log.open("w"),
-            env={**os.environ, **QUIET, "PYTHONPATH": root},
+            env={**os.environ, **QUIET, **MEMORY, "PYTHONPATH": root},
             cwd=root,
         )
         self._wait_and_halt()

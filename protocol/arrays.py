@@ -139,14 +139,24 @@ def check_like(parameters: Mapping[str, NDArray[np.float32]], template: Mapping[
     Raises:
         ArraysError: names are missing or extra, a shape differs, or a value is NaN or infinite.
     """
+    check_shapes(parameters, template)
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise ArraysError(f"Parameter '{name}' holds NaN or infinity.")
+
+
+def check_shapes(parameters: Mapping[str, NDArray[np.float32]], template: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse parameters that do not have exactly the names and shapes of the template; their values are not looked at.
+
+    Raises:
+        ArraysError: names are missing or extra, or a shape differs.
+    """
     missing, extra = template.keys() - parameters.keys(), parameters.keys() - template.keys()
     if missing or extra:
         raise ArraysError(f"Parameters differ: missing {_few(missing)}, unexpected {_few(extra)}.")
     for name, array in parameters.items():
         if array.shape != template[name].shape:
             raise ArraysError(f"Parameter '{name}' has shape {array.shape}, not {template[name].shape}.")
-        if not np.isfinite(array).all():
-            raise ArraysError(f"Parameter '{name}' holds NaN or infinity.")
 
 
 def _few(names: set[str]) -> str:

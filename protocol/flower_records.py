@@ -21,8 +21,13 @@ SITE_ERROR_CODE = 700
 
 def parameters_record(parameters: Parameters) -> ArrayRecord:
     """Return a Flower record holding parameters as one safetensors buffer."""
-    data = encode_parameters(parameters)
-    return ArrayRecord({ARRAY_KEY: Array(dtype="uint8", shape=(len(data),), stype="safetensors", data=data)})
+    return _record(encode_parameters(parameters))
+
+
+def _record(buffer: bytes) -> ArrayRecord:
+    record = ArrayRecord()
+    record[ARRAY_KEY] = Array(dtype="uint8", shape=(len(buffer),), stype="safetensors", data=buffer)
+    return record
 
 
 def content(document: Document, parameters: ArrayRecord | None = None) -> RecordDict:
@@ -42,8 +47,8 @@ def read_document(records: RecordDict, kind: type[D]) -> D:
     unexpected = set(records) - {DOCUMENT_RECORD, PARAMETERS_RECORD}
     if unexpected:
         raise ReplyRefusedError(f"The message holds records that are not agreed: {sorted(unexpected)[:3]}.")
-    record = records.config_records.get(DOCUMENT_RECORD)
-    text = record.get(DOCUMENT_KEY) if record is not None and set(record) == {DOCUMENT_KEY} else None
+    record = records.get(DOCUMENT_RECORD)
+    text = record.get(DOCUMENT_KEY) if isinstance(record, ConfigRecord) and set(record) == {DOCUMENT_KEY} else None
     if not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES:
         raise ReplyRefusedError("The message holds no document of the agreed form.")
     try:
@@ -60,17 +65,39 @@ def read_parameters(records: RecordDict, max_bytes: int) -> Parameters:
         ReplyRefusedError: there is not exactly one safetensors buffer.
         ArraysError: the buffer is too large or malformed.
     """
-    record = records.array_records.get(PARAMETERS_RECORD)
-    if record is None or set(record) != {ARRAY_KEY} or record[ARRAY_KEY].stype != "safetensors":
+    record = records.get(PARAMETERS_RECORD)
+    if not isinstance(record, ArrayRecord) or set(record) != {ARRAY_KEY} or record[ARRAY_KEY].stype != "safetensors":
         raise ReplyRefusedError("The message does not hold exactly one safetensors buffer.")
     return decode_parameters(record[ARRAY_KEY].data, max_bytes)
+
+
+def buffer_of(records: RecordDict) -> bytes:
+    """Return the safetensors buffer in the content of one of our own messages, empty if it has none."""
+    record = records.get(PARAMETERS_RECORD)
+    return record[ARRAY_KEY].data if isinstance(record, ArrayRecord) else b""
+
+
+def document_of(records: RecordDict) -> str:
+    """Return the JSON document in the content of one of our own messages."""
+    record = records[DOCUMENT_RECORD]
+    assert isinstance(record, ConfigRecord)
+    return str(record[DOCUMENT_KEY])
+
+
+def content_of(document: str, buffer: bytes) -> RecordDict:
+    """Return the content of a message from its two parts as text and bytes; without parameters if there are none."""
+    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document})})
+    if buffer:
+        records[PARAMETERS_RECORD] = _record(buffer)
+    return records
 
 
 def payload_bytes(message: Message) -> int:
     """Return the bytes of parameters a message carries."""
     if not message.has_content():
         return 0
-    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    records = (record for record in message.content.values() if isinstance(record, ArrayRecord))
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 def error_reply(error: EchoFedError, reply_to: Message) -> Message:

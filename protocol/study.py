@@ -261,6 +261,9 @@ class Study(Document):
         if segmenting != (self.task.kind == "segmentation"):
             names = ", ".join(sorted(SEGMENTATION_MODELS))
             raise ValueError(f"a segmentation task takes one of these models, and no other task does: {names}")
+        if self.model.name == "scattering" and self.preprocessing.image_size_px <= 2 ** (self.model.scales + 1):
+            smallest = 2 ** (self.model.scales + 1) + 1
+            raise ValueError(f"scattering over {self.model.scales} scales needs an image_size_px of {smallest} or more")
         if self.evaluation.validation_fraction + self.evaluation.test_fraction > 0.8:
             raise ValueError("validation_fraction and test_fraction leave too few patients to train on")
         return self

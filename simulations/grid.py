@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.protocol.flower_records import buffer_of, content_of, document_of
 from echofed.server.rounds import exchange
 from echofed.simulations.identity import RUN_ID, declare_task
 from echofed.simulations.pool import Answer, Job, WorkerPool
@@ -109,22 +109,17 @@ class InProcessGrid(Grid):
 
 
 def _job(key: str, message: Message) -> Job:
-    record = message.content.array_records.get(PARAMETERS_RECORD)
     return Job(
         key=key,
         site=message.metadata.dst_node_id - 1,
         kind=message.metadata.message_type,
         group=message.metadata.group_id,
-        document=str(message.content.config_records[DOCUMENT_RECORD][DOCUMENT_KEY]),
-        parameters=record[ARRAY_KEY].data if record is not None else b"",
+        document=document_of(message.content),
+        parameters=buffer_of(message.content),
     )
 
 
 def _reply(message: Message, answer: Answer) -> Message:
     if answer.error is not None:
         return Message(Error(*answer.error), reply_to=message)
-    records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: answer.document or ""})})
-    if answer.parameters:
-        data = answer.parameters
-        records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (len(data),), "safetensors", data)})
-    return Message(records, reply_to=message)
+    return Message(content_of(answer.document or "", answer.parameters), reply_to=message)

@@ -15,10 +15,10 @@ from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.protocol.flower_records import buffer_of, content_of, document_of
 from echofed.simulations.identity import RUN_ID, declare_task
 from echofed.simulations.shared_buffer import SharedBuffer
 
@@ -55,11 +55,7 @@ def _client_app(study_folder: Path, seed: int, site_folders: tuple[Path, ...]) -
 def _content_of(broadcast: SharedBuffer) -> Callable[[str, int, int], RecordDict]:
     @lru_cache(maxsize=1)  # all sites are asked the same in a round
     def content(document: str, version: int, length: int) -> RecordDict:
-        records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document})})
-        if length:
-            data = broadcast.read(length)
-            records[PARAMETERS_RECORD] = ArrayRecord({ARRAY_KEY: Array("uint8", (length,), "safetensors", data)})
-        return records
+        return content_of(document, broadcast.read(length))
 
     return content
 
@@ -72,10 +68,8 @@ def _context(site: int) -> Context:
 def _line(answer: Message, reply: SharedBuffer) -> dict[str, object]:
     if answer.has_error():
         return {"document": None, "length": 0, "error": [answer.error.code, answer.error.reason]}
-    records = answer.content
-    record = records.array_records.get(PARAMETERS_RECORD)
-    length = reply.write(record[ARRAY_KEY].data) if record is not None else 0
-    return {"document": records.config_records[DOCUMENT_RECORD][DOCUMENT_KEY], "length": length, "error": None}
+    length = reply.write(buffer_of(answer.content))
+    return {"document": document_of(answer.content), "length": length, "error": None}
 
 
 if __name__ == "__main__":

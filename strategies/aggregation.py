@@ -37,5 +37,6 @@ class StreamingMean:
 
 def norm(update: Mapping[str, NDArray[np.float32]]) -> float:
     """Return the Euclidean norm over all arrays of an update."""
-    # Not a dot product: that wakes a thread on every core, which the sites being simulated need.
-    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values()))
+    flat = np.concatenate([array.ravel() for array in update.values()], dtype=np.float64)
+    # Not np.dot, which wakes a thread on every core: simulated sites are at work there.
+    return math.sqrt(float(np.einsum("i,i->", flat, flat)))

@@ -1,12 +1,13 @@
 """What makes a reply acceptable; whatever does not is refused, counted and named."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-from echofed.protocol.arrays import Parameters, check_like
+from echofed.protocol.arrays import Parameters, check_shapes
 from echofed.protocol.errors import ReplyRefusedError
 from echofed.protocol.flower_records import read_document, read_parameters
 from echofed.protocol.messages import EvaluateReply, TrainReply
@@ -40,9 +41,12 @@ def read_train_reply(
         raise ReplyRefusedError("The study is private, the reply is not.")
     max_bytes = sum(array.nbytes for array in template.values()) + HEADER_ALLOWANCE_BYTES
     update = read_parameters(message.content, max_bytes)
-    check_like(update, template)
-    if norm(update) > study.strategy.maximum_update_norm:
-        raise ReplyRefusedError(f"The update's norm {norm(update):.3g} exceeds {study.strategy.maximum_update_norm:g}.")
+    check_shapes(update, template)
+    size, largest = norm(update), study.strategy.maximum_update_norm
+    if not math.isfinite(size):
+        raise ReplyRefusedError("The update holds NaN or infinity.")
+    if size > largest:
+        raise ReplyRefusedError(f"The update's norm {size:.3g} exceeds {largest:g}.")
     return reply, update
 
 

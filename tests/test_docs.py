@@ -15,10 +15,20 @@ from tests.small_simulations import ECHOFED, draw_sites, environment
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-COMMANDS = ("study new", "study check", "study init", "study schema", "site register", "site check", "simulate", "report")
+COMMANDS = (
+    "study new",
+    "study check",
+    "study init",
+    "study schema",
+    "site register",
+    "site check",
+    "simulate",
+    "report",
+)
 FASTER = {
     r"rounds: \d+": "rounds: 2",
     r"image_size_px: \d+": "image_size_px: 32",
+    r"  name: scattering ": "  width: 8\n  blocks: 1\n  name: small_resnet ",
     r"  unit: patient ": "  accountant: rdp\n  unit: patient ",
 }
 """A new study is there to be edited; the edits only save time."""
@@ -137,7 +147,9 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
 
 def test_make_has_the_commands_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert {line.split()[1] for block in blocks(ROOT / "README.md") for line in block if line.startswith("make ")} <= targets
+    assert {
+        line.split()[1] for block in blocks(ROOT / "README.md") for line in block if line.startswith("make ")
+    } <= targets
 
 
 def test_the_readme_is_short() -> None:

@@ -125,7 +125,12 @@ def test_the_command_says_what_to_install_when_an_extra_is_missing(wheel: Path, 
     script = tmp_path / "base_install.py"
     start = BASE_INSTALL[: BASE_INSTALL.index("imported = []")]
     script.write_text(start + "from echofed.cli.main import main\nmain()\n")
-    for arguments in (["demo"], ["simulate", "s.yaml", "--data", "."], ["study", "init", "s.yaml"], ["site", "register", "."]):
+    for arguments in (
+        ["demo"],
+        ["simulate", "s.yaml", "--data", "."],
+        ["study", "init", "s.yaml"],
+        ["site", "register", "."],
+    ):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", str(script), str(tmp_path / "installed"), *arguments],
             cwd=tmp_path,

@@ -124,6 +124,10 @@ def test_options_out_of_range_are_refused(tmp_path: Path, option: tuple[str, str
 
 
 STUDY = yaml.safe_dump(small_study().model_dump(mode="json", exclude_none=True), sort_keys=False)
+SCATTERING = yaml.safe_dump(
+    small_study(model={"name": "scattering"}, preprocessing={"image_size_px": 33}).model_dump(mode="json"),
+    sort_keys=False,
+)
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 
@@ -144,12 +148,15 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         (STUDY.replace("rounds: 2", "rounds: many"), "EF-102", "rounds"),
         (STUDY.replace("mode: none", "mode: required"), "EF-105", "secure aggregation"),
         (STUDY + "callback: os.system\n", "EF-102", "callback"),
+        (SCATTERING.replace("image_size_px: 33", "image_size_px: 32"), "EF-102", "33 or more"),
     ],
 )
 def test_a_bad_study_is_named_with_its_line(tmp_path: Path, text: str, code: str, says: str) -> None:
     assert text != STUDY
     (tmp_path / "study.yaml").write_text(text)
-    for arguments in (("study", "check", "study.yaml"), ("simulate", "study.yaml", "--data", "."))[: 1 + (code == "EF-105")]:
+    for arguments in (("study", "check", "study.yaml"), ("simulate", "study.yaml", "--data", "."))[
+        : 1 + (code == "EF-105")
+    ]:
         check_error(echofed(*arguments, cwd=tmp_path, status=2), code, says)
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 

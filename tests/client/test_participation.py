@@ -15,8 +15,8 @@ from echofed.learning.models import build_model, initial_parameters
 from echofed.privacy.accounting import epsilon_spent
 from echofed.protocol.errors import (
     ArraysError,
-    NoPatientsError,
     NonFiniteLossError,
+    NoPatientsError,
     ParametersError,
     PrivacyParameterError,
     WireError,
@@ -170,9 +170,9 @@ def test_a_site_with_no_usable_patient_describes_itself_and_cannot_train(site: S
 def test_parameters_of_another_model_are_refused(site: Site) -> None:
     initial, metadata = initial_parameters(make_study(), 0)
     study = make_study(model={"name": "small_resnet", "width": 16, "blocks": 1})
+    part = Participation(study, build_model(study), initial, metadata, site, 0)
     with pytest.raises(ParametersError):
-        take = Participation(study, build_model(study), initial, metadata, site, 0)
-        take.train(shared_parameters(study, initial, metadata), 1)
+        part.train(shared_parameters(study, initial, metadata), 1)
 
 
 def test_the_cache_of_calibrations_is_private_to_the_site(site: Site, hospital: Hospital) -> None:

@@ -149,7 +149,9 @@ def test_fewer_replies_than_needed_stop_with_the_last_good_model(tmp_path: Path,
             for path, content in damaged.items():
                 path.write_bytes(content[:-1])
 
-    with pytest.raises(TooFewRepliesError, match=r"Round 3 had 1 good replies of the 2 it needs, 2 times. north: .*EF-502"):
+    with pytest.raises(
+        TooFewRepliesError, match=r"Round 3 had 1 good replies of the 2 it needs, 2 times. north: .*EF-502"
+    ):
         simulate_study(simulation, damage)
     assert len(damaged) == 2
     kept = read_checkpoint(tmp_path / "run", study.hash)

@@ -21,7 +21,9 @@ STUDIES: dict[str, Study] = {
     "binary, private": small_study("binary", model=SCATTERING, privacy=PRIVATE),
     "multiclass": small_study("multiclass", strategy={"weighting": "patients"}),
     "multilabel, private": small_study("multilabel", privacy=RDP),
-    "segmentation": small_study("segmentation", training={"optimizer": "adam", "learning_rate": 0.01, "local_steps": 1}),
+    "segmentation": small_study(
+        "segmentation", training={"optimizer": "adam", "learning_rate": 0.01, "local_steps": 1}
+    ),
     "regression": small_study("regression", model=SCATTERING),
     "exam, private": small_study("exam", privacy=RDP),
 }
@@ -49,7 +51,7 @@ def test_a_study_ends_in_models_and_a_report(finished: tuple[Study, Path]) -> No
     assert str(out.parent) not in report + json.dumps(results)
     assert ">nan<" not in report.lower()
     if results["comparisons"]:
-        assert [row["name"] for row in results["comparisons"]][0] == "Pooled data"
+        assert results["comparisons"][0]["name"] == "Pooled data"
         assert any(row["metric"] is not None for row in results["comparisons"])
 
 

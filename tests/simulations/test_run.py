@@ -102,9 +102,9 @@ def test_what_failed_before_the_first_round_can_be_corrected_and_run_again(
     out = tmp_path / "run"
     with pytest.raises(RegistrationError):
         simulate_study(replace(finished, source=source(tmp_path / "mistyped"), out=out))
+    demanding = small_study(federation={"minimum_sites": 9})
     with pytest.raises(SitesError, match="needs 9 sites; 3 can train"):
-        study = small_study(federation={"minimum_sites": 9})
-        simulate_study(replace(finished, study=write_study(tmp_path / "study.yaml", study), out=out))
+        simulate_study(replace(finished, study=write_study(tmp_path / "study.yaml", demanding), out=out))
     simulate_study(replace(finished, out=out))
     assert finished.out is not None
     assert (out / "model-last.safetensors").read_bytes() == (finished.out / "model-last.safetensors").read_bytes()

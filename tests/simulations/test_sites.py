@@ -118,7 +118,7 @@ MERGED = [["0-0.png", "p0", "benign", "St. Anna"], ["1-0.png", "p1", "benign", "
         ([["0-0.png", "p0", "benign"]], "1 rows with another number of columns"),
         ([["0-0.png", "p0", "benign", ""]], "1 rows name no site"),
         ([["0-0.png", "p0", "benign", "!?"]], "does not make a site's name"),
-        (MERGED + [["1-1.png", "p1", "benign", "St-Anna"]], "make the same site's name"),
+        ([*MERGED, ["1-1.png", "p1", "benign", "St-Anna"]], "make the same site's name"),
     ],
 )
 def test_rows_without_a_clear_site_stop_the_simulation(tmp_path: Path, rows: list[list[str]], says: str) -> None:
@@ -154,7 +154,7 @@ def test_data_that_cannot_be_read_are_refused_with_what_is_there(tmp_path: Path)
     with pytest.raises(RegistrationError, match="cannot be read"):
         make_sites(DataSource(tmp_path / "absent.csv"), tmp_path / "sites", 0)
     index = write_data(tmp_path / "data", ["a"])
-    with pytest.raises(SitesError, match="no column 'hospital'.*label, centre"):
+    with pytest.raises(SitesError, match=r"no column 'hospital'.*label, centre"):
         make_sites(DataSource(index, "hospital"), tmp_path / "sites", 0)
     with pytest.raises(RegistrationError, match="no column PID"):
         make_sites(DataSource(index, columns=Columns(patient="PID")), tmp_path / "sites", 0)
