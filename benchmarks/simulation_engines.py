@@ -289,7 +289,9 @@ def pfl_backend(federation: Federation, turns: Turns) -> Floats:
 
     class Averaging(FederatedAveraging):  # type: ignore[misc]
         def train_one_user(self, initial: Any, model: Any, dataset: Any, context: Any) -> tuple[Any, Metrics]:
-            trainer.train(dataset.user_id, context.current_central_iteration + 1, threads=int(os.environ.get("PFLT","2")))
+            trainer.train(
+                dataset.user_id, context.current_central_iteration + 1, threads=int(os.environ.get("PFLT", "2"))
+            )
             return model.get_model_difference(initial), Metrics()
 
     class EndRound(TrainingProcessCallback):  # type: ignore[misc]

@@ -164,8 +164,6 @@ class Participation:
         check_like(shared, self._shared)
         personal = read_personal(self.site.state_folder, self.study, round_number) if self._initial_personal else None
         load_parameters(self.model, {**(personal or self._initial_personal), **shared})
-        # A round that ended in an error has left its gradients, perhaps another site's or NaN.
-        self.model.zero_grad(set_to_none=True)
 
     def _spent(self, sigma: float | None, examples: Examples, round_number: int) -> SpentPrivacy | None:
         if sigma is None:

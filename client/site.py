@@ -123,7 +123,9 @@ class Site:
             CacheError: the cache cannot be written.
         """
         keys = [record.key for record in self._usable()]
-        return keep_rows(self._cache_folder() / f"features-{_features_hash(study, encoder)}.rows", keys, np.float32, compute)
+        return keep_rows(
+            self._cache_folder() / f"features-{_features_hash(study, encoder)}.rows", keys, np.float32, compute
+        )
 
     def _all_records(self) -> list[Record]:
         if self._records is None:

@@ -67,6 +67,8 @@ def train(
         NonFiniteLossError: a loss or gradient is NaN or infinite; the model is then of no use.
     """
     refuse_batch_norm(model)
+    # A training that stopped on an error may have left gradients behind.
+    model.zero_grad(set_to_none=True)
     if examples.patients == 0:
         raise NoPatientsError("There is no patient to train on.")
     if study.is_private != (noise is not None):

@@ -25,10 +25,11 @@ def describe_sites(
         What each node said, in the order of the sites' names, and why the others could not answer, by node id.
     """
     instruction = Instruction(kind="describe", study_hash=study.hash, round_number=0)
-    messages = [grid.create_message(content(instruction), "query", node, "0") for node in grid.get_node_ids()]
+    timeout = study.federation.round_timeout_seconds
+    messages = [grid.create_message(content(instruction), "query", node, "0", timeout) for node in grid.get_node_ids()]
     described: dict[int, DescribeReply] = {}
     failed: dict[int, str] = {message.metadata.dst_node_id: "It did not answer in time." for message in messages}
-    for number, reply in enumerate(exchange(grid, messages, study.federation.round_timeout_seconds), start=1):
+    for number, reply in enumerate(exchange(grid, messages, timeout), start=1):
         node = reply.metadata.src_node_id
         try:
             if reply.has_error():

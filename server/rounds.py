@@ -20,6 +20,8 @@ from echofed.server.history import Round, SiteRound, append_round
 from echofed.strategies.study_strategy import Outcome, StudyStrategy
 
 POLL_SECONDS = 0.02
+GRACE_SECONDS = 5.0
+"""After messages have expired, for the errors that say so to arrive."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def run_study(
 def exchange(grid: Grid, messages: Iterable[Message], timeout_seconds: float) -> Iterator[Message]:
     """Send messages and yield each reply as it comes, until all are in or the time is up.
 
-    Flower's own `send_and_receive` returns every reply at once; here at most a few are in memory together.
+    The messages' own time to live is the timeout: a grid answers those that expire with an error. Flower's own
+    `send_and_receive` returns every reply at once; here at most a few are in memory together.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + timeout_seconds + GRACE_SECONDS
     waiting = set(grid.push_messages(messages))
     while waiting and time.monotonic() < deadline:
         arrived = False

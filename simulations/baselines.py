@@ -70,7 +70,6 @@ def train_alone(
         seed: of the simulation.
     """
     load_parameters(model, initial)
-    model.zero_grad(set_to_none=True)  # a training that ended in an error has left its gradients
     learnt = [parameter for parameter, tensor in model.named_parameters() if tensor.requires_grad]
     sign = -1 if study.metric in LOWER_IS_BETTER else 1
     sigma = _noise(study, training.patients)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -22,14 +23,17 @@ DAY_SECONDS = 86_400.0
 @dataclass
 class _Sent:
     message: Message
+    expires: float
     answer: Answer | None = None
+    in_pool: bool = False
 
 
 class InProcessGrid(Grid):
     """Sends messages to sites simulated by a pool; node 1 is the first site.
 
     Replies come back in the order the messages were sent, so sums are the same for any number of workers. At most a few
-    are in memory at a time: a message is handed to the pool only when those before it are nearly all answered.
+    are in memory at a time: a message is handed to the pool only when those before it are nearly all answered. A message
+    that is not answered within its time to live is answered by an error, as Flower's own server does.
 
     Args:
         pool: runs the ClientApp.
@@ -70,7 +74,7 @@ class InProcessGrid(Grid):
         for message in messages:
             key = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = key  # as Flower's own grids do; the property is read-only
-            self._sent[key] = _Sent(message)
+            self._sent[key] = _Sent(message, time.monotonic() + message.metadata.ttl)
             self._waiting.append(key)
             keys.append(key)
         self._feed()
@@ -85,6 +89,7 @@ class InProcessGrid(Grid):
             for answer in self._pool.answers(left):
                 if answer.key in self._sent:
                     self._sent[answer.key].answer = answer
+        self._expire(keys)
         return list(self._take_ready(keys))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -97,14 +102,23 @@ class InProcessGrid(Grid):
             if sent.answer is None:
                 return
             del self._sent[key]
-            self._in_pool -= 1
+            self._in_pool -= sent.in_pool
             self._feed()
             yield _reply(sent.message, sent.answer)
+
+    def _expire(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            sent = self._sent[key]
+            if sent.answer is None and time.monotonic() > sent.expires:
+                self._pool.abandon(key)
+                self._waiting = deque(other for other in self._waiting if other != key)
+                sent.answer = Answer(key, None, b"", (ErrorCode.MESSAGE_UNAVAILABLE, "It did not answer in time."))
 
     def _feed(self) -> None:
         while self._waiting and self._in_pool < 4 * self._pool.size:
             key = self._waiting.popleft()
             self._in_pool += 1
+            self._sent[key].in_pool = True
             self._pool.submit(_job(key, self._sent[key].message))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from echofed.simulations.shared_buffer import SharedBuffer
 
 STOP_SECONDS = 5.0
+LOG_FILE = "workers.log"
 JOBS_IN_HAND = 2
 """A worker holds its next job while it does one, so that it need not wait for its parent."""
 
@@ -56,19 +57,23 @@ class Answer:
 
 
 class _Worker:
-    def __init__(self, arguments: Sequence[str], broadcast: SharedBuffer) -> None:
+    def __init__(self, arguments: Sequence[str], broadcast: SharedBuffer, log: Path) -> None:
         ours, theirs = socket.socketpair()
         self._replies = tuple(SharedBuffer() for _ in range(JOBS_IN_HAND))
         descriptors = (theirs.fileno(), broadcast.descriptor, *(reply.descriptor for reply in self._replies))
         told = (",".join(map(str, descriptors)), *arguments)
         command = [sys.executable, "-m", "echofed.simulations.worker", *told]
-        self.process = subprocess.Popen(
-            command,
-            pass_fds=descriptors,
-            env={**os.environ, **WORKER_ENVIRONMENT},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        # What a site logs is for the one who simulates; on the terminal it would run through the progress bars.
+        with log.open("a") as stream:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=descriptors,
+                env={**os.environ, **WORKER_ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
         theirs.close()
         self.connection = Connection(ours.detach())
         self.jobs: deque[Job] = deque()
@@ -109,7 +114,7 @@ class WorkerPool:
     """Runs the ClientApp for many sites on a few processes; use it as a context.
 
     Args:
-        study_folder: the study and its initial parameters.
+        study_folder: the study and its initial parameters; the workers' log goes there, too.
         site_folders: state folder of each site.
         seed: of the simulation.
         workers: number of processes.
@@ -117,7 +122,7 @@ class WorkerPool:
 
     def __init__(self, study_folder: Path, site_folders: Sequence[Path], seed: int, workers: int) -> None:
         self._arguments = [str(study_folder), str(seed), *map(str, site_folders)]
-        self._broadcast = SharedBuffer()
+        self._broadcast, self._log = SharedBuffer(), study_folder / LOG_FILE
         self.size = workers
         self._shared: bytes | None = None
         self._version = 0
@@ -139,6 +144,16 @@ class WorkerPool:
         self._queue.append(job)
         self._dispatch()
 
+    def abandon(self, key: str) -> None:
+        """Forget a job; the worker that is at it is killed and replaced, and its next job goes to another."""
+        self._queue = deque(job for job in self._queue if job.key != key)
+        for worker in list(self._workers):
+            if key not in (job.key for job in worker.jobs):
+                continue
+            worker.process.kill()
+            worker.jobs = deque(job for job in worker.jobs if job.key != key)
+            self._replace(worker)
+
     def answers(self, timeout_seconds: float) -> Iterator[Answer]:
         """Yield the answers that are ready, waiting for the first one up to the given time.
 
@@ -148,7 +163,7 @@ class WorkerPool:
             yield from self._collect(key.data)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._arguments, self._broadcast)
+        worker = _Worker(self._arguments, self._broadcast, self._log)
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
         return worker
 
@@ -156,21 +171,21 @@ class WorkerPool:
         try:
             answer = worker.receive()
         except (EOFError, OSError):
-            yield from self._replace(worker)
+            lost = worker.jobs.popleft() if worker.jobs else None
+            self._replace(worker)
+            if lost is not None:
+                code = worker.process.returncode
+                yield Answer(lost.key, None, b"", (0, f"The worker process ended unexpectedly (exit status {code})."))
             return
         self._dispatch()
         yield answer
 
-    def _replace(self, worker: _Worker) -> Iterator[Answer]:
+    def _replace(self, worker: _Worker) -> None:
         self._selector.unregister(worker.connection)
         worker.stop()
         self._workers[self._workers.index(worker)] = self._start()
-        lost = worker.jobs.popleft() if worker.jobs else None
         self._queue.extendleft(reversed(worker.jobs))
         self._dispatch()
-        if lost is not None:
-            code = worker.process.returncode
-            yield Answer(lost.key, None, b"", (0, f"The worker process ended unexpectedly (exit status {code})."))
 
     def _dispatch(self) -> None:
         while self._queue:

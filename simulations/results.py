@@ -34,7 +34,7 @@ RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 BEST_MODEL_FILE = "model-best.safetensors"
 LAST_MODEL_FILE = "model-last.safetensors"
-EPSILON_POINTS = 12
+EPSILON_POINTS = 6
 """Rounds at which the epsilon spent is worked out; each takes an accountant a good part of a second."""
 
 

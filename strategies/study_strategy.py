@@ -117,8 +117,8 @@ class StudyStrategy(Strategy):
         instruction = Instruction.model_validate(
             {"kind": kind, "study_hash": self.study.hash, "round_number": round_number}
         )
-        asked = content(instruction, arrays)
-        messages = [grid.create_message(asked, kind, node_id, str(round_number)) for node_id in self.sites]
+        asked, timeout = content(instruction, arrays), self.study.federation.round_timeout_seconds
+        messages = [grid.create_message(asked, kind, node_id, str(round_number), timeout) for node_id in self.sites]
         self.outcome.bytes_down += sum(map(payload_bytes, messages))
         return messages
 

@@ -20,7 +20,7 @@ MAX_LINES = 400
 
 def source_files() -> list[Path]:
     """Every Python file of the project, tests and benchmarks included."""
-    return sorted(path for room in (*ROOMS, "tests", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+    return sorted(path for room in (*ROOMS, "benchmarks") for path in (ROOT / room).rglob("*.py"))
 
 
 def test_the_package_list_is_what_is_on_disk() -> None:
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for room in (*ROOMS, "tests", "benchmarks"):
+    for room in (*ROOMS, "benchmarks"):
         shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -113,3 +113,18 @@ def test_a_worker_killed_in_a_round_costs_nothing_but_the_attempt(phantoms: Path
     assert run.returncode == 0, errors
     assert (out / "model-last.safetensors").read_bytes() + (out / "model-best.safetensors").read_bytes() == expected
     assert '"attempts":2' in (out / "history.jsonl").read_text()
+
+
+def test_a_site_that_hangs_costs_the_attempt_and_not_the_run(phantoms: Path, tmp_path: Path) -> None:
+    study = small_study(
+        federation={"rounds": 4, "minimum_replies": 2, "retries": 1, "round_timeout_seconds": 15.0},
+        training={"local_steps": 20},
+    )
+    write_study(tmp_path / "study.yaml", study)
+    out = tmp_path / "hung"
+    run = start(tmp_path / "study.yaml", phantoms, out)
+    wait_for_round(run, out, 1)
+    os.kill(workers_of(run.pid)[0], signal.SIGSTOP)
+    _, errors = run.communicate(timeout=WAIT_SECONDS)
+    assert run.returncode == 0, errors
+    assert rounds_done(out) == 4
