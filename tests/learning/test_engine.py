@@ -29,7 +29,7 @@ from tests.learning.example_sets import make_examples
 from tests.studies import PRIVATE, make_study
 
 SIZES = [[1, 1, 1], [1], [1, 1, 1, 1], [1, 1]]
-SCATTERING = {"name": "scattering", "scales": 2, "angles": 2}
+SCATTERING = {"name": "scattering", "scales": 2, "angles": 2, "projection": None}
 FULL_BATCH = {"sampling_probability": 1.0, "local_steps": 1}
 NO_NOISE = NoiseSource(1e-12, 0)
 PROXIMAL = {"client_term": {"name": "proximal", "strength": 0.7}}

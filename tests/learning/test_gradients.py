@@ -22,7 +22,7 @@ from tests.studies import make_study
 
 EXAM = {"unit": "exam"}
 SEGMENTATION = {"kind": "segmentation", "labels": ("lesion",)}
-SCATTERING = {"name": "scattering", "scales": 2, "angles": 2}
+SCATTERING = {"name": "scattering", "scales": 2, "angles": 2, "projection": None}
 UNET = {"name": "basic_unet", "width": 8}
 IMAGES = [[1, 1, 1], [1], [1, 1, 1, 1, 1], [1, 1]]
 EXAMS = [[3, 1], [2], [5, 1, 2], [1]]
