@@ -105,10 +105,10 @@ class Trainer:
             self._examples[site] = open_site(self._folders[site]).examples(self.study, "training")
         return self._examples[site]
 
-    def train(self, site: int, round_number: int, threads: int = 1) -> float:
+    def train(self, site: int, round_number: int) -> float:
         """Train the model in place as EchoFed's client does: the same patients are drawn."""
         rng = generator(SEED, "sampling", self.study.hash, self._folders[site].name, round_number)
-        loss = train(self.model, self.examples(site), self.study, rng=rng, noise=None, threads=threads)
+        loss = train(self.model, self.examples(site), self.study, rng=rng, noise=None)
         return 0.0 if loss is None else loss
 
 
@@ -216,10 +216,11 @@ def _run_study(federation: Federation, turns: Turns, grid: Grid, name: str) -> F
         run_study(study, grid, cohort, initial, RunFolder(folder, resume=False), lambda _: turns.end_round())
     checkpoint = read_checkpoint(folder, study.hash)
     assert checkpoint is not None
-    return _flat(study, checkpoint.parameters)
+    return flat(study, checkpoint.parameters)
 
 
-def _flat(study: Study, parameters: dict[str, Floats]) -> Floats:
+def flat(study: Study, parameters: dict[str, Floats]) -> Floats:
+    """Return parameters as one vector, in the model's order."""
     names = [name for name, _ in build_model(study).named_parameters()]
     return np.concatenate([parameters[name].ravel() for name in names])
 
@@ -274,7 +275,10 @@ def _trainer(federation: Federation) -> Trainer:
 
 
 def pfl_backend(federation: Federation, turns: Turns) -> Floats:
-    """Run rounds with pfl-research's simulated backend, one process that uses every core."""
+    """Run rounds with pfl-research's simulated backend: one process, one thread.
+
+    A second thread made it slower, on arrays as small as these.
+    """
     import torch
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
@@ -287,11 +291,11 @@ def pfl_backend(federation: Federation, turns: Turns) -> Floats:
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
 
+    torch.set_num_threads(1)
+
     class Averaging(FederatedAveraging):  # type: ignore[misc]
         def train_one_user(self, initial: Any, model: Any, dataset: Any, context: Any) -> tuple[Any, Metrics]:
-            trainer.train(
-                dataset.user_id, context.current_central_iteration + 1, threads=int(os.environ.get("PFLT", "2"))
-            )
+            trainer.train(dataset.user_id, context.current_central_iteration + 1)
             return model.get_model_difference(initial), Metrics()
 
     class EndRound(TrainingProcessCallback):  # type: ignore[misc]

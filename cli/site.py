@@ -19,14 +19,20 @@ def register(
     ] = None,
 ) -> None:
     """Register a folder of images, or bring its registration up to date; bad images are set aside with a reason."""
+    from pydantic import ValidationError
     from rich.console import Console
 
     from echofed.cli.columns import read_columns
     from echofed.cli.progress import progress_bars
     from echofed.client.settings import SiteSettings
     from echofed.client.site import create_site
+    from echofed.protocol.errors import RegistrationError
 
-    settings = SiteSettings(name=name, data_folder=data.absolute(), columns=read_columns(column or []))
+    try:
+        settings = SiteSettings(name=name, data_folder=data.absolute(), columns=read_columns(column or []))
+    except ValidationError as error:
+        remedy = "Use letters, digits, dots, dashes and underscores, at most 64, a letter or digit first."
+        raise RegistrationError(f"'{name}' does not make a site's name.", remedy) from error
     with progress_bars(Console(stderr=True)) as show:
         found = create_site(state, settings).register(lambda done, total: show("Reading images", done, total))
     typer.echo(found.text())

@@ -94,6 +94,8 @@ def _train(message: Message, participation: Participation, instruction: Instruct
 def _evaluate(message: Message, participation: Participation, instruction: Instruction) -> Message:
     shared = read_parameters(message.content, MAX_MODEL_BYTES)
     patients = participation.site.count_patients(participation.study)["validation"]
+    if patients < participation.study.evaluation.minimum_patients:
+        patients = 0  # a mean over so few would say something of one of them
     evaluation = participation.evaluate(shared, instruction.round_number) if patients else None
     return evaluation_message(
         message,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from echofed.client.answered import claim_round
 from echofed.client.calibration import noise_multiplier
 from echofed.client.personal import read_personal, write_personal
 from echofed.client.site import Site, Split
@@ -99,7 +100,7 @@ class Participation:
             ArraysError: the global parameters are not those of the study's model.
             NoPatientsError: no usable training patient.
             NonFiniteLossError: the loss or the update is not finite.
-            PrivacyError: the study's epsilon has no meaning here.
+            PrivacyError: the study's epsilon has no meaning here, or the round was answered before.
         """
         start = time.monotonic()
         rounds = self.study.federation.rounds
@@ -107,6 +108,8 @@ class Participation:
             raise WireError(f"Round {round_number} is not one of the study's {rounds}.", "Nothing was run.")
         examples = self.examples("training")
         self._load(shared, round_number - 1)
+        if self.study.is_private and self.seed is None:  # seeded noise repeats itself
+            claim_round(self.site.state_folder, self.study, round_number)
         context = (self.study.hash, self.site.name, round_number)
         sigma = (
             noise_multiplier(self.study, examples.patients, self.site.state_folder) if self.study.is_private else None
@@ -139,9 +142,12 @@ class Participation:
         """Evaluate the global parameters, with the layers kept at this site, on one split.
 
         Raises:
+            WireError: the study has no such round.
             NoPatientsError: the split has no usable patient.
             NonFiniteLossError: the loss is not finite.
         """
+        if not 0 <= round_number <= self.study.federation.rounds:
+            raise WireError(f"The study has no round {round_number}.", "Nothing was run.")
         self._load(shared, round_number)
         return evaluate(self.model, self.examples(split), self.study)
 

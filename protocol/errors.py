@@ -17,7 +17,8 @@
     │   └── ParametersError       EF-303
     ├── PrivacyError          EF-4xx  a privacy promise cannot be kept
     │   ├── PrivacyParameterError EF-401
-    │   └── CalibrationError      EF-402
+    │   ├── CalibrationError      EF-402
+    │   └── RepeatedRoundError    EF-403
     ├── WireError             EF-5xx  a message is refused
     │   ├── ReplyRefusedError     EF-501
     │   └── ArraysError           EF-502
@@ -167,6 +168,13 @@ class CalibrationError(PrivacyError):
 
     code = "EF-402"
     default_remedy = "Use fewer steps, a lower sampling probability or a larger epsilon."
+
+
+class RepeatedRoundError(PrivacyError):
+    """A round would be answered twice, and cost privacy twice."""
+
+    code = "EF-403"
+    default_remedy = "Go on with the next round without this site."
 
 
 class WireError(EchoFedError):

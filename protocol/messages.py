@@ -60,7 +60,7 @@ class EvaluateReply(_Reply):
 
     kind: Literal["evaluate"] = "evaluate"
     patients: Count
-    loss: float | None = Field(description="absent without validation patients.")
+    loss: float | None = Field(description="absent with fewer validation patients than the study's minimum.")
     metric: float | None = Field(description="absent if undefined, e.g. AUC with a single class.")
 
 

@@ -13,8 +13,10 @@ from echofed.protocol.document import Document, canonical_hash
 from echofed.protocol.models import SEGMENTATION_MODELS, Model
 
 SCHEMA_VERSION = 1
-Label = Annotated[str, Field(min_length=1, max_length=60)]
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
+# No control character, so that no text can pass for another part of the summary or steer a terminal.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+Label = Annotated[str, Field(min_length=1, max_length=60, pattern=PRINTABLE)]
+Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=PRINTABLE)]
 TaskKind = Literal["binary", "multiclass", "multilabel", "segmentation", "regression"]
 
 METRIC_OF_TASK: dict[TaskKind, str] = {
@@ -236,13 +238,16 @@ class Evaluation(Document):
     )
     test_fraction: float = Field(default=0.2, ge=0, le=0.5, description="patients kept for the final report.")
     every_rounds: int = Field(default=1, ge=1, le=10_000)
+    minimum_patients: int = Field(
+        default=10, ge=1, le=1000, description="a site with fewer validation patients sends no figures of them."
+    )
 
 
 class Study(Document):
     """A federated study."""
 
     schema_version: Literal[1]
-    title: Annotated[str, Field(min_length=1, max_length=200)]
+    title: Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]
     purpose: Text = Field(description="why, in words a patient understands.")
     contact: Text = Field(description="who answers questions: a name and an address.")
     task: Task

@@ -5,6 +5,8 @@ import textwrap
 from echofed.protocol.study import Study
 
 _WIDTH = 96
+_WEAK_EPSILON = 10.0
+_METRIC_WORDS = {"auc": "AUC", "dice": "Dice", "mean_absolute_error": "mean absolute error"}
 _TASK_WORDS = {
     "binary": "tells {labels} apart",
     "multiclass": "tells {labels} apart",
@@ -17,8 +19,8 @@ _TASK_WORDS = {
 def summary(study: Study) -> str:
     """Return the page: what is computed, on which exams, what leaves, and what it costs in privacy."""
     sections = (
-        ("Why", study.purpose),
-        ("Who answers questions", study.contact),
+        ("Why, in the words of the study's author", f"“{study.purpose}”"),
+        ("Who answers questions", f"“{study.contact}”"),
         ("What is computed", _computed(study)),
         ("On which exams", _exams(study)),
         ("What leaves the hospital", _leaves(study)),
@@ -42,10 +44,14 @@ def _computed(study: Study) -> str:
     unit = "exam" if task.unit == "exam" else "image"
     return (
         f"A model ({study.model.name}) that {says}, one answer an {unit}. In each of {study.federation.rounds} rounds the "
-        f"hospital's own EchoFed takes {training.local_steps} training steps on its own machine, each on a random "
-        f"{training.sampling_probability:.0%} of its training patients. No code comes with the study: it can only name "
+        f"hospital's own EchoFed takes {training.local_steps} training steps on its own machine, each on "
+        f"{_drawn(training.sampling_probability)} of its training patients. No code comes with the study: it can only name "
         "what the hospital has installed."
     )
+
+
+def _drawn(probability: float) -> str:
+    return "all" if probability == 1 else f"a random {100 * probability:.3g}%"
 
 
 def _exams(study: Study) -> str:
@@ -67,19 +73,21 @@ def _exams(study: Study) -> str:
 def _leaves(study: Study) -> str:
     noise = "with noise that hides each patient" if study.is_private else "WITHOUT noise to hide single patients"
     lines = [
-        f"- each round, one update of the model's numbers, {noise};",
-        "- each round evaluated, on the validation patients: their number, the mean loss and the "
-        f"{study.metric.replace('_', ' ')}, without noise;",
-        "- once, the number of training, validation and test patients;",
-        "- how long training took, and the name under which the hospital is enrolled.",
+        f"- each round, one update of the model's numbers, {noise}, and how long training took;",
+        f"- each round evaluated, from a hospital with {study.evaluation.minimum_patients} validation patients or more: their "
+        f"number, the mean loss and the {_METRIC_WORDS[study.metric]}, without noise;",
+        "- whenever the study starts or goes on, the number of training, validation and test patients;",
+        "- the name under which the hospital is enrolled; an error's code, if it cannot answer.",
     ]
     if study.strategy.weighting == "patients":
         lines.insert(1, "- each round, the number of training patients, by which updates are weighted;")
     if study.is_private:
-        lines.insert(1, "- each round, the strength of the noise, which depends on the number of training patients;")
+        lines.insert(1, "- each round, the noise multiplier, sampling probability, steps so far and delta;")
     else:
         lines.insert(1, "- each round, the mean training loss;")
-    lines.append("No image, no patient identifier and no number about a single patient leaves.")
+    if study.strategy.shared_layers == "all_but_normalisation":
+        lines.append("The model's normalisation layers stay at the hospital.")
+    lines.append("No image and no patient identifier leaves.")
     return "\n".join(lines)
 
 
@@ -97,6 +105,7 @@ def _privacy(study: Study) -> str:
         f"one patient; accountant {privacy.accountant}). In words: whoever sees every update, and guesses with even odds "
         f"whether a patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for a failure "
         "of probability delta. The validation figures and the counts named above are not covered."
+        + (" THIS IS WEAK: so large an epsilon bounds little." if privacy.epsilon > _WEAK_EPSILON else "")
     )
 
 

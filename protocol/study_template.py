@@ -68,7 +68,7 @@ training:
 privacy:
   unit: patient                    # none trains without any protection of single patients
   epsilon: 8                       # for the whole study, at each site; smaller protects more
-  clipping_norm: 1.2               # C, the most one patient can move a step
+  clipping_norm: 1.2               # C, the largest gradient of one patient
 """
 
 _UNET_TRAINING = """\

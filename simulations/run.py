@@ -11,9 +11,9 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from pydantic import Field, ValidationError
 
+from echofed.client.site import open_site
 from echofed.protocol.document import Document
 from echofed.protocol.errors import CheckpointError, InterruptedRunError, RunError, SitesError
-from echofed.protocol.messages import DescribeReply
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
@@ -102,8 +102,9 @@ def _simulate(simulation: Simulation, folder: Path, facts: _RunFacts, report: Re
     study = load_study(folder / STUDY_FILE)
     beside = simulation.study.with_suffix(".safetensors")
     given = simulation.initial or (beside if study.model.initial_parameters_sha256 and beside.exists() else None)
-    provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed, report)
     sites = make_sites(simulation.source, simulation.sites or folder / "sites", simulation.seed, report)
+    _refuse_unknown_findings(simulation.source, study)
+    provide_initial_parameters(study, folder / PARAMETERS_FILE, given, simulation.seed, report)
     _, initial, metadata = read_study_folder(folder)
     shared = shared_parameters(study, initial, metadata)
     ends: list[tuple[Checkpoint, dict[str, str]]] = []
@@ -148,18 +149,37 @@ def _cohort(study: Study, grid: Grid, sites: list[Path], report: Report) -> tupl
     """Return the names of the sites that can train, by node id, and why the others cannot."""
     report("Preparing images", 0, len(sites))
     described, failed = describe_sites(study, grid, lambda done: report("Preparing images", done, len(sites)))
-    left_out = {reply.site: why for reply in described.values() if (why := _unusable(reply))}
+    folders = {folder.name: folder for folder in sites}
+    unusable = [reply.site for reply in described.values() if not reply.training_patients]
+    left_out = {site: _why_unusable(folders[site], study) for site in unusable}
     # A site that cannot say its name can still be told by its place: nodes of the pool count from 1.
     left_out |= {sites[node - 1].name if node <= len(sites) else f"node {node}": why for node, why in failed.items()}
     names = {node: reply.site for node, reply in described.items() if reply.site not in left_out}
     if len(names) < study.federation.minimum_sites:
         reasons = " ".join(f"{site}: {why}" for site, why in sorted(left_out.items()))
-        raise SitesError(f"The study needs {study.federation.minimum_sites} sites; {len(names)} can train. {reasons}")
+        raise SitesError(
+            f"The study needs {study.federation.minimum_sites} sites; {len(names)} can train. {reasons}".rstrip(),
+            "Check --data and how the sites are split, or lower federation.minimum_sites and minimum_replies.",
+        )
     return names, left_out
 
 
-def _unusable(reply: DescribeReply) -> str | None:
-    return None if reply.training_patients else "It has no usable training patient."
+def _why_unusable(folder: Path, study: Study) -> str:
+    found = open_site(folder).check(study)
+    reasons = sorted(found.quarantined.items(), key=lambda item: -item[1])[:3]
+    reasons += [(f"label '{label}'", count) for label, count in found.unknown_labels.items()][:3]
+    counts = "; ".join(f"{reason}: {count} images" for reason, count in reasons)
+    columns = f"; missing columns: {', '.join(found.missing_columns)}" if found.missing_columns else ""
+    return "It has no usable training patient" + (f" ({counts}{columns})." if counts or columns else ".")
+
+
+def _refuse_unknown_findings(source: DataSource, study: Study) -> None:
+    unknown = source.columns.findings.keys() - set(study.task.labels)
+    if unknown:
+        raise SitesError(
+            f"The study has no finding '{min(unknown)}'.",
+            f"A column is file, patient, exam, mask, label or one of: {', '.join(study.task.labels)}.",
+        )
 
 
 def _prepare_folder(simulation: Simulation, study: Study, folder: Path) -> _RunFacts:

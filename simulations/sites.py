@@ -143,6 +143,15 @@ def _natural(rows: Sequence[IndexRow], source: DataSource) -> dict[str, list[Ind
     groups: dict[str, list[IndexRow]] = {}
     for row in rows:
         groups.setdefault(_name(row.values[column]), []).append(row)
+    sites_of: dict[str, set[str]] = {}
+    for site, group in groups.items():
+        for row in group:
+            sites_of.setdefault(row.patient, set()).add(site)
+    if shared := sum(len(sites) > 1 for patient, sites in sites_of.items() if patient):
+        raise SitesError(
+            f"{shared} patients are at several sites; they could be trained on at one and tested at another.",
+            "Write each patient's rows to one site, or other ids if they are other people.",
+        )
     return groups
 
 
@@ -154,6 +163,10 @@ def _virtual(rows: Sequence[IndexRow], source: DataSource, seed: int) -> dict[st
     number, rng = source.virtual_sites, np.random.default_rng([seed, 0x51735])
     order = rng.permutation(sorted(patients))
     label_of = {patient: group[0].label for patient, group in patients.items()}
+    if source.label_skew is not None and len(set(label_of.values())) < 2:
+        raise SitesError(
+            "A label skew needs a column with labels.", "Name it with --column label=..., or leave the skew out."
+        )
     shares = {
         label: rng.dirichlet(np.full(number, source.label_skew)) if source.label_skew else np.full(number, 1 / number)
         for label in sorted(set(label_of.values()))

@@ -15,6 +15,7 @@ _BASE: dict[str, Any] = {
     "training": {"learning_rate": 0.1, "local_steps": 2, "sampling_probability": 0.5},
     "privacy": {"unit": "none"},
     "federation": {"rounds": 2, "minimum_sites": 2, "minimum_replies": 2, "retries": 0, "round_timeout_seconds": 60.0},
+    "evaluation": {"minimum_patients": 1},
 }
 PRIVATE = {"unit": "patient", "epsilon": 8.0, "clipping_norm": 1.0}
 

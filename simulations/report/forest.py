@@ -102,7 +102,7 @@ def test_by_site(results: Results) -> Plot | None:
         return _forest(rows, _axis_title(results), decimals_of(results), no_effect, patients=True)
 
     caption = (
-        "The same final model, tested at each site on patients it never saw. Bars are 95% confidence intervals "
+        "The same model, tested at each site on patients it never saw. Bars are 95% confidence intervals "
         "(bootstrap over patients); a long bar means few patients, not a bad model."
     )
     return Plot("test-by-site", "result", "Test result at each site", caption, FULL_INCHES, draw)

@@ -10,7 +10,7 @@ import pytest
 from echofed.client.calibration import FILE_NAME, noise_multiplier
 from echofed.client.participation import Participation
 from echofed.client.personal import read_personal, write_personal
-from echofed.client.site import Site
+from echofed.client.site import Site, open_site
 from echofed.learning.models import build_model, initial_parameters
 from echofed.privacy.accounting import epsilon_spent
 from echofed.protocol.errors import (
@@ -19,6 +19,7 @@ from echofed.protocol.errors import (
     NoPatientsError,
     ParametersError,
     PrivacyParameterError,
+    RepeatedRoundError,
     WireError,
 )
 from echofed.protocol.shared_layers import shared_parameters
@@ -58,8 +59,18 @@ def test_a_round_is_a_function_of_the_seed_the_round_and_the_parameters(site: Si
     assert not same(update, other.train(shared, 1).update)
 
 
-def test_without_a_seed_no_two_rounds_are_alike(site: Site) -> None:
-    part, shared = take_part(make_study(privacy=RDP), site, seed=None)
+def test_without_a_seed_a_private_round_is_trained_once_even_after_a_restart(site: Site) -> None:
+    study = make_study(privacy=RDP)
+    part, shared = take_part(study, site, seed=None)
+    part.train(shared, 1)
+    for again in (part, take_part(study, open_site(site.state_folder), seed=None)[0]):
+        with pytest.raises(RepeatedRoundError):
+            again.train(shared, 1)
+    part.train(shared, 2)
+
+
+def test_without_a_seed_no_two_trainings_are_alike(site: Site) -> None:
+    part, shared = take_part(make_study(), site, seed=None)
     assert not same(part.train(shared, 1).update, part.train(shared, 1).update)
 
 

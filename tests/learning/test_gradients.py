@@ -1,5 +1,6 @@
 """Per-patient gradients against the plainest way to compute them: one patient, one call, no engine."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from echofed.learning import batches as batches_module
 from echofed.learning import feature_gradients as feature_gradients_module
 from echofed.learning.examples import Examples
 from echofed.learning.feature_gradients import feature_gradients
-from echofed.learning.gradients import gradient_source, patient_gradient, trainable
+from echofed.learning.gradients import gradient_source, intra_op_threads, patient_gradient, trainable
 from echofed.learning.images import to_input
 from echofed.learning.models import StudyModel, build_model
 from echofed.learning.tasks import item_losses
@@ -124,6 +125,14 @@ def test_augmented_copies_are_averaged() -> None:
     assert not torch.equal(found.gradients[0], patient_gradient(model, examples, study, 0, 6).gradients[0])
 
 
+@pytest.fixture
+def one_thread_an_operation() -> Iterator[None]:
+    """As `train` sees to: sums of an operation spread over threads depend on their number."""
+    with intra_op_threads(1):
+        yield
+
+
+@pytest.mark.usefixtures("one_thread_an_operation")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_give_the_same_gradients_in_the_same_order(threads: int) -> None:
     study = make_study()
