@@ -5,9 +5,9 @@ cost more privacy than agreed. The round is on disk before the site trains; a cr
 twice.
 """
 
-import os
 from pathlib import Path
 
+from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import RepeatedRoundError
 from echofed.protocol.study import Study
 
@@ -23,14 +23,4 @@ def claim_round(state_folder: Path, study: Study, round_number: int) -> None:
     if round_number <= last:
         raise RepeatedRoundError(f"Round {round_number} was answered before; the last is {last}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w") as stream:
-        stream.write(str(round_number))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_file(path, str(round_number).encode())

@@ -1,11 +1,11 @@
 """The noise a site needs for a study, worked out once and remembered."""
 
 import json
-import os
 from pathlib import Path
 
 from echofed.privacy.accounting import noise_multiplier_for
 from echofed.privacy.budget import check_budget, delta_for
+from echofed.protocol.durable import replace_file
 from echofed.protocol.study import Study
 
 FILE_NAME = "calibrations.json"
@@ -33,9 +33,7 @@ def noise_multiplier(study: Study, training_patients: int, state_folder: Path) -
     known = _read(path)
     if key not in known:
         known[key] = noise_multiplier_for(*arguments)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1))
-        part.replace(path)
+        replace_file(path, json.dumps(known, indent=1).encode())
     return known[key]
 
 

@@ -4,10 +4,10 @@ A round reads the layers of the rounds before it and writes its own, so a round 
 from the same layers as the first time.
 """
 
-import os
 from pathlib import Path
 
 from echofed.protocol.arrays import Parameters, decode_parameters, encode_parameters
+from echofed.protocol.durable import replace_file
 from echofed.protocol.study import Study
 
 
@@ -15,13 +15,7 @@ def write_personal(state_folder: Path, study: Study, round_number: int, paramete
     """Keep the site's own layers as they are after a round."""
     path = _folder(state_folder, study) / f"{round_number:05d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process of a run that was killed may still be writing the same round: each has a file of its own.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as stream:
-        stream.write(encode_parameters(parameters))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    replace_file(path, encode_parameters(parameters))
 
 
 def read_personal(state_folder: Path, study: Study, round_number: int) -> Parameters | None:

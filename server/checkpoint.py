@@ -5,7 +5,6 @@ arrays `parameters/NAME`, `optimizer/SLOT/NAME` and `best/NAME`, and the JSON do
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from echofed.protocol.arrays import Parameters, decode_parameters, encode_parameters, read_metadata
 from echofed.protocol.document import Document
+from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import CheckpointError, EchoFedError
 from echofed.protocol.models import Sha256
 from echofed.strategies.server_optimizers import State
@@ -116,20 +116,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
 
 

@@ -184,6 +184,8 @@ def _refuse_unknown_findings(source: DataSource, study: Study) -> None:
 
 def _prepare_folder(simulation: Simulation, study: Study, folder: Path) -> _RunFacts:
     path = folder / RUN_FILE
+    for part in folder.glob("*.part"):
+        part.unlink()  # left by a process that was killed while it wrote
     now = _RunFacts(
         study_hash=study.hash,
         data=simulation.source.fingerprint,
