@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from echofed.learning.batches import batch_losses, batches, copies_of
@@ -24,6 +24,9 @@ from echofed.learning.randomness import NoiseSource
 from echofed.privacy.sampling import poisson_sample
 from echofed.protocol.errors import NoPatientsError, ParametersError, PrivacyParameterError
 from echofed.protocol.study import Study
+
+if TYPE_CHECKING:
+    from opacus.optimizers import DPOptimizer
 
 NORM_FLOOR = 1e-6
 """Opacus adds it to a norm before dividing, so that a zero gradient stays zero."""
@@ -97,6 +100,8 @@ def _train_privately(
     threads: int,
     steps: int,
 ) -> float | None:
+    from opacus.optimizers import DPOptimizer  # slow to import, and only private studies need it
+
     probability, clipping_norm = study.training.sampling_probability, study.privacy.clipping_norm
     assert clipping_norm is not None
     parameters = trainable(model)
@@ -151,7 +156,7 @@ def add_clipped(clipped_sum: Sequence[Tensor], gradients: PatientGradients, clip
             total.add_(torch.tensordot(factors, gradient, dims=1))
 
 
-def _noisy_step(optimizer: DPOptimizer, parameters: Sequence[Tensor], clipped_sum: Sequence[Tensor]) -> None:
+def _noisy_step(optimizer: "DPOptimizer", parameters: Sequence[Tensor], clipped_sum: Sequence[Tensor]) -> None:
     """Let Opacus add noise to the clipped sum, divide by the expected batch and step.
 
     To Opacus the patients added up so far are earlier parts of the batch, and the last part, given here, is empty.
