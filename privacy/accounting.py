@@ -1,20 +1,20 @@
-"""How much privacy a study spends, and the noise a budget needs.
+"""How much privacy mechanisms spend together, and the noise a budget needs.
 
-The mechanism is the Poisson-subsampled Gaussian: each step draws every patient with the same probability, clips each
-patient's gradient and adds Gaussian noise; neighbouring data sets differ by one patient added or removed. The accountants
-are Opacus'. Nothing else in `privacy` needs Opacus or SciPy, and both are imported only when a number is asked for.
+A mechanism is the Poisson-subsampled Gaussian: each step draws every patient with the same probability, clips what each
+patient contributes and adds Gaussian noise. Neighbouring data sets differ by one patient, with all exams, added or removed.
+The accountants are Opacus'. Nothing else in `privacy` needs Opacus, and neither it nor SciPy is imported before a number is
+asked for.
 """
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 from echofed.privacy.budget import check_delta, check_epsilon
 from echofed.protocol.errors import CalibrationError, PrivacyParameterError
-
-Accountant = Literal["prv", "rdp"]
 
 ORDERS: tuple[float, ...] = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -34,46 +34,85 @@ TIGHTNESS = 0.005
 MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.01, 1e6
 
 
-@lru_cache(maxsize=1024)
-def epsilon_spent(
-    noise_multiplier: float, sampling_probability: float, steps: int, delta: float, accountant: Accountant = "prv"
-) -> float:
-    """Return an upper bound on the epsilon spent by `steps` steps.
-
-    `prv` is Gopi et al. (2021), within 0.01 (0.25% below epsilon 4); it gives way to `rdp` (Mironov et al. (2019)), larger but
-    as valid, where its grid would exceed MAX_GRID_POINTS or its exponentials overflow. If every step draws every patient,
-    `prv` is the exact curve of one Gaussian mechanism (Balle and Wang (2018), Th. 8). No step spends nothing.
+@dataclass(frozen=True)
+class Mechanism:
+    """Some steps of one Poisson-subsampled Gaussian mechanism.
 
     Args:
-        noise_multiplier: standard deviation of the noise over the clipping norm, > 0, finite.
-        sampling_probability: in (0, 1].
-        steps: number of steps, >= 0.
-        delta: in (0, 1).
-        accountant: "prv" or "rdp".
+        noise_multiplier: standard deviation of the noise over the most one patient can change the sum by, > 0, finite.
+        sampling_probability: in (0, 1]; 1 draws every patient.
+        steps: >= 0.
 
     Raises:
         PrivacyParameterError: an argument is outside its range.
     """
-    _check_mechanism(sampling_probability, steps, accountant)
+
+    noise_multiplier: float
+    sampling_probability: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise PrivacyParameterError(
+                f"The noise multiplier is {self.noise_multiplier}.", "Use a finite noise multiplier above 0."
+            )
+        if not 0 < self.sampling_probability <= 1:
+            raise PrivacyParameterError(
+                f"The sampling probability is {self.sampling_probability}.", "Use a probability above 0 and up to 1."
+            )
+        if self.steps < 0:
+            raise PrivacyParameterError(f"The number of steps is {self.steps}.", "Use a number of steps of 0 or more.")
+
+
+def epsilon_spent(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return an upper bound on the epsilon that mechanisms on the same patients spend together.
+
+    Where every step draws every patient it is the exact curve of one Gaussian mechanism (Balle and Wang (2018), Th. 8).
+    Else it is the smaller of two valid bounds: `prv_epsilon` and `rdp_epsilon`. Mechanisms may have been chosen one after
+    the other, each in sight of what the earlier ones gave, as long as their number and noise were fixed beforehand.
+    No step spends nothing. The order does not matter.
+
+    Args:
+        mechanisms: all that touched the patients.
+        delta: in (0, 1).
+
+    Raises:
+        PrivacyParameterError: delta is outside its range.
+    """
     check_delta(delta)
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise PrivacyParameterError(
-            f"The noise multiplier is {noise_multiplier}.", "Use a finite noise multiplier above 0."
-        )
-    if steps == 0:
+    merged = _merged(mechanisms)
+    if not merged:
         return 0.0
-    if accountant == "prv" and sampling_probability == 1:
-        return _gaussian_epsilon(math.sqrt(steps) / noise_multiplier, delta)
-    if accountant == "prv":
-        epsilon = _prv_epsilon(noise_multiplier, sampling_probability, steps, delta)
-        if epsilon is not None:
-            return epsilon
-    return _rdp_epsilon(noise_multiplier, sampling_probability, steps, delta, ORDERS)
+    if len(merged) == 1 and merged[0].sampling_probability == 1:
+        return _gaussian_epsilon(math.sqrt(merged[0].steps) / merged[0].noise_multiplier, delta)
+    return _subsampled_epsilon(merged, delta)
 
 
-@lru_cache(maxsize=256)
+def rdp_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return the bound of Renyi differential privacy (Mironov et al. (2019)); never far off, and always to be had.
+
+    Args:
+        mechanisms: as for `epsilon_spent`.
+        delta: in (0, 1).
+    """
+    return _rdp_epsilon(_merged(mechanisms), delta, ORDERS)
+
+
+def prv_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
+    """Return the bound of numerical composition (Gopi et al. (2021)), about 0.01 above the truth (0.25% below epsilon 4).
+
+    None where its grid would exceed MAX_GRID_POINTS or its exponentials overflow.
+
+    Args:
+        mechanisms: as for `epsilon_spent`.
+        delta: in (0, 1).
+    """
+    return _prv_epsilon(_merged(mechanisms), delta)
+
+
 def noise_multiplier_for(
-    epsilon: float, delta: float, sampling_probability: float, steps: int, accountant: Accountant = "prv"
+    epsilon: float, delta: float, sampling_probability: float, steps: int, beside: Sequence[Mechanism] = ()
 ) -> float:
     """Return the least noise multiplier, to 4 digits, with which `steps` steps spend at most epsilon.
 
@@ -85,7 +124,7 @@ def noise_multiplier_for(
         delta: in (0, 1).
         sampling_probability: in (0, 1].
         steps: steps of the whole study, rounds x local steps, >= 1.
-        accountant: "prv" or "rdp".
+        beside: other mechanisms on the same patients that the same epsilon must cover.
 
     Raises:
         PrivacyParameterError: an argument is outside its range.
@@ -93,28 +132,45 @@ def noise_multiplier_for(
     """
     check_epsilon(epsilon)
     check_delta(delta)
-    _check_mechanism(sampling_probability, steps, accountant)
     if steps == 0:
         raise PrivacyParameterError("There is no step to add noise to.", "Calibrate for at least one step.")
+    return _noise_multiplier_for(epsilon, delta, sampling_probability, steps, tuple(beside))
+
+
+@lru_cache(maxsize=256)
+def _noise_multiplier_for(
+    epsilon: float, delta: float, sampling_probability: float, steps: int, beside: tuple[Mechanism, ...]
+) -> float:
+    def together(noise_multiplier: float) -> list[Mechanism]:
+        return [*beside, Mechanism(noise_multiplier, sampling_probability, steps)]
 
     def spent(noise_multiplier: float) -> float:
-        return epsilon_spent(noise_multiplier, sampling_probability, steps, delta, accountant)
+        return epsilon_spent(together(noise_multiplier), delta)
 
     def roughly_spent(noise_multiplier: float) -> float:
-        return _rdp_epsilon(noise_multiplier, sampling_probability, steps, delta, SEARCH_ORDERS)
+        return _rdp_epsilon(_merged(together(noise_multiplier)), delta, SEARCH_ORDERS)
 
     return _least_noise(spent, epsilon, _bisect(roughly_spent, epsilon))
 
 
-def _check_mechanism(sampling_probability: float, steps: int, accountant: str) -> None:
-    if not 0 < sampling_probability <= 1:
-        raise PrivacyParameterError(
-            f"The sampling probability is {sampling_probability}.", "Use a probability above 0 and up to 1."
-        )
-    if steps < 0:
-        raise PrivacyParameterError(f"The number of steps is {steps}.", "Use a number of steps of 0 or more.")
-    if accountant not in ("prv", "rdp"):
-        raise PrivacyParameterError(f"There is no accountant '{accountant}'.", "Use prv or rdp.")
+def _merged(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """Return the same mechanisms with equal steps counted together, and all that draw every patient as one Gaussian."""
+    # fsum rounds once, so that the order does not show in the last digit.
+    gaussian = math.fsum(one.steps / one.noise_multiplier**2 for one in mechanisms if one.sampling_probability == 1)
+    steps: Counter[tuple[float, float]] = Counter()
+    for one in mechanisms:
+        if one.sampling_probability < 1 and one.steps:
+            steps[one.noise_multiplier, one.sampling_probability] += one.steps
+    merged = [Mechanism(*of, count) for of, count in sorted(steps.items())]
+    if gaussian:
+        merged.append(Mechanism(1 / math.sqrt(gaussian), 1.0, 1))
+    return tuple(merged)
+
+
+@lru_cache(maxsize=1024)
+def _subsampled_epsilon(merged: tuple[Mechanism, ...], delta: float) -> float:
+    rdp, prv = _rdp_epsilon(merged, delta, ORDERS), _prv_epsilon(merged, delta)
+    return rdp if prv is None else min(rdp, prv)
 
 
 def _gaussian_epsilon(sensitivity_over_noise: float, delta: float) -> float:
@@ -135,39 +191,44 @@ def _gaussian_epsilon(sensitivity_over_noise: float, delta: float) -> float:
     return float(brentq(excess, 0.0, high, xtol=tolerance)) + 2 * tolerance
 
 
-def _rdp_epsilon(
-    noise_multiplier: float, sampling_probability: float, steps: int, delta: float, orders: Sequence[float]
-) -> float:
+def _rdp_epsilon(merged: Sequence[Mechanism], delta: float, orders: Sequence[float]) -> float:
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
-    accountant.history = [(noise_multiplier, sampling_probability, steps)]
+    accountant.history = _history(merged)
     with warnings.catch_warnings():
         # At the first or last order the bound is looser than it could be, and no less valid.
         warnings.filterwarnings("ignore", message="Optimal order is the")
         return max(0.0, float(accountant.get_epsilon(delta, alphas=list(orders))))
 
 
-def _prv_epsilon(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float | None:
-    """Return the PRV bound, or None where the grid it needs cannot be afforded."""
+def _prv_epsilon(merged: Sequence[Mechanism], delta: float) -> float | None:
+    import numpy as np
     from opacus.accountants import PRVAccountant
 
-    mechanism = (noise_multiplier, sampling_probability)
-    rough = _rdp_epsilon(*mechanism, steps, delta, SEARCH_ORDERS)
+    if not merged:
+        return 0.0
+    steps = sum(one.steps for one in merged)
+    rough = _rdp_epsilon(merged, delta, SEARCH_ORDERS)
     error, delta_error = min(max(rough / 400, 1e-3), 1e-2), delta / 1000
     largest_loss = 3 + max(
-        _rdp_epsilon(*mechanism, steps, delta_error / 4, SEARCH_ORDERS),
-        _rdp_epsilon(*mechanism, 1, delta_error / (8 * steps), SEARCH_ORDERS),
+        _rdp_epsilon(merged, delta_error / 4, SEARCH_ORDERS),
+        *(_rdp_epsilon([replace(one, steps=1)], delta_error / (8 * steps), SEARCH_ORDERS) for one in merged),
     )
     mesh = error / math.sqrt(steps * math.log(12 / delta_error) / 2)
     if largest_loss > MAX_PRIVACY_LOSS or 2 * largest_loss / mesh > MAX_GRID_POINTS:
         return None
     accountant = PRVAccountant()
-    accountant.history = [(noise_multiplier, sampling_probability, steps)]
-    with warnings.catch_warnings():
+    accountant.history = _history(merged)
+    # Its formula takes log(1 - q), which is -infinity, rightly, for a mechanism that draws every patient.
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
         # The orders only bound the grid here.
         warnings.filterwarnings("ignore", message="Optimal order is the")
         return max(0.0, float(accountant.get_epsilon(delta, eps_error=error, delta_error=delta_error)))
+
+
+def _history(merged: Sequence[Mechanism]) -> list[tuple[float, float, int]]:
+    return [(one.noise_multiplier, one.sampling_probability, one.steps) for one in merged]
 
 
 def _bisect(spent: Callable[[float], float], epsilon: float) -> float:
