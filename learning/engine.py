@@ -1,35 +1,48 @@
 """Training at a site: one local loop, with or without patient-level differential privacy."""
 
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from echofed.learning.batches import batch_losses, batches, copies_of
+from echofed.learning.centring import CENTRE, patient_means
 from echofed.learning.examples import Examples
 from echofed.learning.feature_gradients import feature_gradients
 from echofed.learning.gradients import (
     GradientSource,
-    PatientGradients,
     gradient_source,
     intra_op_threads,
-    refuse_non_finite,
     trainable,
 )
 from echofed.learning.models import StudyModel, refuse_batch_norm
-from echofed.learning.randomness import NoiseSource
+from echofed.privacy.clipping import NoisySum
+from echofed.privacy.randomness import Words
 from echofed.privacy.sampling import poisson_sample
-from echofed.protocol.errors import NoPatientsError, ParametersError, PrivacyParameterError
+from echofed.protocol.errors import NonFiniteLossError, NoPatientsError, ParametersError, PrivacyParameterError
 from echofed.protocol.study import Study
 
-if TYPE_CHECKING:
-    from opacus.optimizers import DPOptimizer
+LOG = logging.getLogger("echofed.learning")
 
-NORM_FLOOR = 1e-6
-"""Opacus adds it to a norm before dividing, so that a zero gradient stays zero."""
+
+@dataclass(frozen=True)
+class PatientPrivacy:
+    """How a training hides each patient.
+
+    Args:
+        noise_multiplier: standard deviation of the noise over the clipping norm; calibrated for the whole study.
+        patients: the number of patients by which sums are divided: what the site has said in public, not what it has.
+        words: where the draw of patients and the noise come from.
+    """
+
+    noise_multiplier: float
+    patients: int
+    words: Words
 
 
 def train(
@@ -38,18 +51,23 @@ def train(
     study: Study,
     *,
     rng: np.random.Generator,
-    noise: NoiseSource | None,
+    privacy: PatientPrivacy | None,
     threads: int = 1,
     steps: int | None = None,
+    steps_before: int = 0,
 ) -> float | None:
     """Train a model in place on a site's patients, and return the mean loss of those drawn (None if none was).
 
     Each step draws patients by Poisson sampling and moves along the sum of the gradients of their mean losses, divided by the
-    expected number of patients. With noise, each patient's gradient is first clipped to the study's norm C and Gaussian noise
-    of standard deviation multiplier * C is added to the sum, so one patient more or less changes the sum by at most C and an
-    empty draw still moves by noise (Abadi et al. (2016), Alg. 1, with patients for examples). The number of patients is taken
-    to be public. Weight decay and the proximal term depend on the parameters alone: they are added after the noise, and cost
-    no privacy. Without noise an empty draw is no step.
+    expected number of patients. Under privacy the sum is a `NoisySum`: each patient's gradient is clipped to the study's norm C
+    and Gaussian noise of standard deviation noise_multiplier x C is added, so an empty draw still moves by noise (Abadi et al.
+    (2016), Alg. 1, with patients for examples); a patient whose gradient is not finite counts as zero, and nothing raised or
+    returned but the model and the loss depends on a single patient. Weight decay and the proximal term depend on the
+    parameters alone: they are added after the noise, and cost no privacy. Without privacy an empty draw is no step.
+
+    The first steps of a study with centring rounds learn the centre of the features instead: after t steps it is the mean of t
+    noisy means over patients. A patient's part is the patient's mean feature vector, of length C at most, and no loss is
+    returned.
 
     The loss is not protected by the noise: under privacy it must not leave the site.
 
@@ -57,26 +75,27 @@ def train(
         model: of `build_model`, holding the parameters the round starts from.
         examples: the site's training patients.
         study: task, training, privacy and client term.
-        rng: draws patients and augmentation.
-        noise: given exactly when the study is private; calibrated for the whole study.
-        threads: cores to use, >= 1; with noise, the result is bit for bit the same for any number.
+        rng: draws augmentation and, without privacy, patients.
+        privacy: given exactly when the study is private.
+        threads: cores to use, >= 1; under privacy the result is bit for bit the same for any number.
         steps: steps to take; the study's local steps if None.
+        steps_before: steps the site has taken in the study's earlier rounds.
 
     Raises:
         NoPatientsError: there is no patient.
-        PrivacyParameterError: noise is missing, or given to a study without privacy.
+        PrivacyParameterError: privacy is missing, or given to a study without it.
         ParametersError: the model has nothing to train.
         BatchNormError: a layer would mix patients.
-        NonFiniteLossError: a loss or gradient is NaN or infinite; the model is then of no use.
+        NonFiniteLossError: without privacy only, a loss is NaN or infinite; the model is then of no use.
     """
     refuse_batch_norm(model)
     # A training that stopped on an error may have left gradients behind.
     model.zero_grad(set_to_none=True)
     if examples.patients == 0:
         raise NoPatientsError("There is no patient to train on.")
-    if study.is_private != (noise is not None):
+    if study.is_private != (privacy is not None):
         raise PrivacyParameterError(
-            "Noise is given exactly when the study is private.", "Calibrate the noise for this study, or pass none."
+            "Privacy is given exactly when the study is private.", "Calibrate the noise for this study, or pass none."
         )
     if not trainable(model):
         raise ParametersError("The model has no parameter to train.", "Write encoder: trained in the study.")
@@ -84,11 +103,14 @@ def train(
     # The values stay; convolutions run up to a quarter faster.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = study.training.local_steps if steps is None else steps
-    if noise is None:
+    if steps_before < study.training.centring_rounds * study.training.local_steps:
+        _learn_centre(model, examples, study, rng, privacy, range(steps_before + 1, steps_before + steps + 1))
+        return None
+    if privacy is None:
         with intra_op_threads(threads):
             return _train_openly(model, examples, study, rng, steps)
     with intra_op_threads(1):
-        return _train_privately(model, examples, study, rng, noise, threads, steps)
+        return _train_privately(model, examples, study, rng, privacy, threads, steps)
 
 
 def _train_privately(
@@ -96,37 +118,59 @@ def _train_privately(
     examples: Examples,
     study: Study,
     rng: np.random.Generator,
-    noise: NoiseSource,
+    privacy: PatientPrivacy,
     threads: int,
     steps: int,
 ) -> float | None:
-    from opacus.optimizers import DPOptimizer  # slow to import, and only private studies need it
-
     probability, clipping_norm = study.training.sampling_probability, study.privacy.clipping_norm
     assert clipping_norm is not None
     parameters = trainable(model)
-    optimizer = DPOptimizer(
-        _optimizer(parameters, study),
-        noise_multiplier=noise.multiplier,
-        max_grad_norm=clipping_norm,
-        expected_batch_size=probability * examples.patients,
-        secure_mode=noise.seed is None,
-    )
+    sizes = [parameter.numel() for parameter in parameters]
+    optimizer = _optimizer(parameters, study)
     add_proximal_term = _proximal_term(parameters, study)
-    optimizer.attach_step_hook(lambda _: add_proximal_term())
     loss_sum, drawn = 0.0, 0
     with _gradient_source(model, examples, study, threads) as gradients_of:
-        for step in range(steps):
-            patients = poisson_sample(examples.patients, probability, rng)
+        for _ in range(steps):
+            patients = poisson_sample(examples.patients, probability, privacy.words)
             seeds = rng.integers(2**63, size=len(patients)).tolist()
-            clipped_sum = [torch.zeros_like(parameter) for parameter in parameters]
+            noisy_sum = NoisySum(sizes, clipping_norm, privacy.noise_multiplier)
             for gradients in gradients_of(patients, seeds):
-                add_clipped(clipped_sum, gradients, clipping_norm)
+                noisy_sum.add([gradient.flatten(1).numpy() for gradient in gradients.gradients])
                 loss_sum += gradients.loss_sum
             drawn += len(patients)
-            optimizer.generator = noise.at(step)
-            _noisy_step(optimizer, parameters, clipped_sum)
+            if noisy_sum.left_out:
+                LOG.warning("%d gradients that were not finite were left out of a step.", noisy_sum.left_out)
+            released = noisy_sum.release(privacy.words)
+            for parameter, total in zip(parameters, released, strict=True):
+                mean = torch.from_numpy(total / (probability * privacy.patients))
+                parameter.grad = mean.view(parameter.shape).to(parameter.dtype)
+            add_proximal_term()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     return loss_sum / drawn if drawn else None
+
+
+def _learn_centre(
+    model: StudyModel,
+    examples: Examples,
+    study: Study,
+    rng: np.random.Generator,
+    privacy: PatientPrivacy | None,
+    steps: Iterable[int],
+) -> None:
+    centre, means = model.get_parameter(CENTRE), patient_means(examples)
+    probability, clipping_norm = study.training.sampling_probability, study.privacy.clipping_norm or 1.0
+    for step in steps:
+        if privacy is None:
+            drawn = means[rng.random(len(means)) < probability]
+            mean = drawn.sum(0) / (probability * len(means))
+        else:
+            drawn = means[poisson_sample(len(means), probability, privacy.words)]
+            noisy_sum = NoisySum([means.shape[1]], clipping_norm, privacy.noise_multiplier)
+            noisy_sum.add([drawn * np.float32(clipping_norm)])
+            mean = noisy_sum.release(privacy.words)[0] / (clipping_norm * probability * privacy.patients)
+        with torch.no_grad():
+            centre.add_((torch.from_numpy(mean).to(centre.dtype) - centre) / step)
 
 
 def _gradient_source(
@@ -135,37 +179,6 @@ def _gradient_source(
     if examples.features is not None:
         return nullcontext(feature_gradients(model, examples, study))
     return gradient_source(model, examples, study, threads)
-
-
-def add_clipped(clipped_sum: Sequence[Tensor], gradients: PatientGradients, clipping_norm: float) -> None:
-    """Add patients' gradients to a sum, each scaled down to the clipping norm if it is longer.
-
-    Equal to Opacus' `DPOptimizer.clip_and_accumulate` for patients in place of samples, in two passes over memory instead of
-    six. A patient changes the sum by at most the clipping norm; an empty set of patients by nothing.
-
-    Args:
-        clipped_sum: for each parameter, its sum so far, float [*shape]; changed in place.
-        gradients: finite, float [patients, *shape].
-        clipping_norm: C > 0.
-    """
-    factors = (clipping_norm / (gradients.norms + NORM_FLOOR)).clamp(max=1.0)
-    for total, gradient in zip(clipped_sum, gradients.gradients, strict=True):
-        if len(gradient) == 1:
-            total.add_(gradient[0], alpha=float(factors[0]))
-        else:
-            total.add_(torch.tensordot(factors, gradient, dims=1))
-
-
-def _noisy_step(optimizer: "DPOptimizer", parameters: Sequence[Tensor], clipped_sum: Sequence[Tensor]) -> None:
-    """Let Opacus add noise to the clipped sum, divide by the expected batch and step.
-
-    To Opacus the patients added up so far are earlier parts of the batch, and the last part, given here, is empty.
-    """
-    for parameter, total in zip(parameters, clipped_sum, strict=True):
-        parameter.summed_grad = total  # type: ignore[attr-defined]
-        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _train_openly(
@@ -178,7 +191,7 @@ def _train_openly(
     copies = copies_of(study, examples)
     loss_sum, drawn = 0.0, 0
     for _ in range(steps):
-        patients = poisson_sample(examples.patients, study.training.sampling_probability, rng)
+        patients = np.flatnonzero(rng.random(examples.patients) < study.training.sampling_probability)
         if len(patients) == 0:
             continue
         items = [np.tile(examples.patient_items[patient], copies) for patient in patients]
@@ -186,7 +199,8 @@ def _train_openly(
         for batch in batches(examples, study, np.concatenate(items), shares, parameters[0].dtype, rng):
             loss = batch_losses(model, examples, study, batch).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            refuse_non_finite(float(loss.detach()))
+            if not math.isfinite(float(loss.detach())):
+                raise NonFiniteLossError("The loss is NaN or infinite.")
             loss_sum += float(loss.detach()) * expected_patients
         drawn += len(patients)
         add_proximal_term()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from echofed.learning.examples import Examples
-from echofed.learning.gradients import GradientSource, PatientGradients, refuse_non_finite
+from echofed.learning.gradients import GradientSource, PatientGradients
 from echofed.learning.models import StudyModel
 from echofed.learning.tasks import item_losses
 from echofed.protocol.study import Study
@@ -84,11 +84,7 @@ def feature_gradients(model: StudyModel, examples: Examples, study: Study) -> Gr
                     continue
                 own = (group.features[part], group.item_of_image[part], group.targets[part], group.shares[part])
                 by_name, losses = per_patient(values, *own)
-                gradients = tuple(by_name[name] for name in parameters)
-                norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-                loss_sum = float(losses.sum())
-                refuse_non_finite(loss_sum + float(norms.sum()))
-                yield PatientGradients(gradients, norms, loss_sum)
+                yield PatientGradients(tuple(by_name[name] for name in parameters), float(losses.sum()))
 
     return source
 

@@ -1,7 +1,6 @@
 """The gradient of each patient's own mean loss: exact, for any architecture, one patient or many at a time."""
 
 import copy
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ from torch import Tensor
 from echofed.learning.batches import batch_losses, batches, copies_of
 from echofed.learning.examples import Examples
 from echofed.learning.models import StudyModel
-from echofed.protocol.errors import NonFiniteLossError
 from echofed.protocol.study import Study
 
 PATIENTS_IN_FLIGHT_PER_THREAD = 2
@@ -30,13 +28,11 @@ class PatientGradients:
     """Gradients of the mean loss of one or more patients, each over that patient's items only.
 
     Args:
-        gradients: for each trainable parameter, in the model's order, float [patients, *shape].
-        norms: of each patient's whole gradient, float [patients]; finite.
+        gradients: for each trainable parameter, in the model's order, float [patients, *shape]; may hold NaN or infinity.
         loss_sum: of the patients' mean losses.
     """
 
     gradients: tuple[Tensor, ...]
-    norms: Tensor
     loss_sum: float
 
 
@@ -56,9 +52,6 @@ def patient_gradient(
 
     The loss is the mean over the patient's items, each averaged over its augmented copies; parts that do not fit in memory
     together are added up, which changes nothing.
-
-    Raises:
-        NonFiniteLossError: the loss or the gradient is NaN or infinite.
     """
     copies = copies_of(study, examples)
     items = np.tile(examples.patient_items[patient], copies)
@@ -73,19 +66,7 @@ def patient_gradient(
     for parameter in parameters:
         gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         parameter.grad = None
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    refuse_non_finite(loss_sum + float(norm))
-    return PatientGradients(tuple(gradient[None] for gradient in gradients), norm[None], loss_sum)
-
-
-def refuse_non_finite(value: float) -> None:
-    """Stop when a loss or a norm is not a number; whose it is, is not said.
-
-    Raises:
-        NonFiniteLossError: it is NaN or infinite.
-    """
-    if not math.isfinite(value):
-        raise NonFiniteLossError("The loss or a gradient is NaN or infinite.")
+    return PatientGradients(tuple(gradient[None] for gradient in gradients), loss_sum)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from echofed.learning import monai_nets
 from echofed.learning.attention import AttentionPooling
+from echofed.learning.centring import CENTRE, Centring
 from echofed.learning.images import to_input
 from echofed.learning.scattering import ScatteringClassifier, fit_standardisation
 from echofed.learning.small_resnet import SmallResNetEncoder
@@ -128,7 +129,8 @@ def _build(study: Study, seed: int) -> StudyModel:
 def _encoder_and_head(study: Study) -> tuple[nn.Module, nn.Module, int]:
     outputs = output_count(study.task)
     if isinstance(study.model, Scattering):
-        return _scattering(study.model, study.preprocessing.image_size_px, outputs)
+        centred = study.training.centring_rounds > 0
+        return _scattering(study.model, study.preprocessing.image_size_px, outputs, centred)
     encoder, dimensions = _trainable_encoder(study.model, study.preprocessing.image_size_px)
     segments = study.model.name in SEGMENTATION_MODELS
     head = nn.Conv2d(dimensions, outputs, 1) if segments else nn.Linear(dimensions, outputs)
@@ -138,13 +140,15 @@ def _encoder_and_head(study: Study) -> tuple[nn.Module, nn.Module, int]:
     return encoder, head, dimensions
 
 
-def _scattering(model: Scattering, side_px: int, outputs: int) -> tuple[ScatteringClassifier, nn.Module, int]:
+def _scattering(
+    model: Scattering, side_px: int, outputs: int, centred: bool
+) -> tuple[ScatteringClassifier, nn.Module, int]:
     encoder = ScatteringClassifier(
         side_px, outputs, model.scales, model.angles, model.grid, model.head, model.projection
     )
     # Attention pooling comes between its features and its head.
     head, encoder.head = encoder.head, nn.Identity()
-    return encoder, head, encoder.dimensions
+    return encoder, nn.Sequential(Centring(encoder.dimensions), head) if centred else head, encoder.dimensions
 
 
 def _trainable_encoder(model: TrainableModel, side_px: int) -> tuple[nn.Module, int]:
@@ -187,7 +191,7 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 def trainable_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that learn, and so travel each round, in the model's order."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad or name == CENTRE]
 
 
 def normalisation_names(model: nn.Module) -> list[str]:

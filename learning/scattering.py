@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echofed.learning.centring import FEATURE_NORM
 from echofed.protocol.errors import ParametersError, StudyInvalidError
 
 IMAGES_AT_ONCE = 4
 """More spill out of a core's cache and take longer an image."""
 LOG_FLOOR = 1e-3
 """Added before the logarithm, so that empty regions stay finite."""
-FEATURE_NORM = 8.0
-"""Length of every feature vector, so that one clipping norm fits all studies and learning rates are of order one."""
 WHITENING_FLOOR = 0.1
 """Axes with less than this fraction of the largest variance of public images are hardly amplified."""
 SMALLEST_DEVIATION = 1e-6
@@ -135,8 +134,8 @@ class PooledLogScattering(nn.Module):
     """Turn images into log scattering coefficients averaged over a grid, left and right taken together.
 
     An ultrasound image has an up and a down but no preferred side, so mirror-image paths and columns are averaged: an
-    image and its mirror image have nearly the same features, and there are a third as many for noise to fall on. Each
-    image's mean log coefficient is subtracted, which takes out the scanner's gain.
+    image and its mirror image have nearly the same features, and there are a third as many for noise to fall on. The mean
+    logarithm of each order is subtracted from it, which takes out the scanner's gain and much of its contrast.
 
     Andén & Mallat (2014) for the logarithm.
 
@@ -162,6 +161,8 @@ class PooledLogScattering(nn.Module):
         indices = {path: index for index, path in enumerate(self.scattering.paths)}
         mirrored = torch.tensor([indices[_mirror(path, angles)] for path in indices])
         kept = torch.tensor([index for index, other in enumerate(mirrored.tolist()) if index <= other])
+        orders = [len(self.scattering.paths[index]) for index in kept.tolist()]
+        self.paths_of_order = [orders.count(order) for order in range(max(orders) + 1)]  # paths come by order
         self.dimensions = len(kept) * grid * columns
         for name, buffer in (("rows", rows), ("columns", paired), ("kept", kept), ("mirrored", mirrored[kept])):
             self.register_buffer(name, buffer, persistent=False)
@@ -170,8 +171,10 @@ class PooledLogScattering(nn.Module):
         """Return log coefficients, float32 [n, dimensions], of images as for `Scattering2D`."""
         pooled = self.get_buffer("rows") @ self.scattering(images) @ self.get_buffer("columns").T
         merged = (pooled[:, self.get_buffer("kept")] + pooled[:, self.get_buffer("mirrored")]) / 2
-        logarithms = torch.log(LOG_FLOOR + merged.clamp_min(0))
-        return (logarithms - logarithms[:, 1:].mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
+        zeroth, *higher = torch.split(torch.log(LOG_FLOOR + merged.clamp_min(0)), self.paths_of_order, dim=1)
+        overall = torch.cat(higher, 1).mean(dim=(1, 2, 3), keepdim=True)
+        own = [order - order.mean(dim=(1, 2, 3), keepdim=True) for order in higher]
+        return torch.cat([zeroth - overall, *own], 1).flatten(1)
 
 
 class Standardise(nn.Module):
