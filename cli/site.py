@@ -48,3 +48,14 @@ def check(
     from echofed.protocol.study_file import load_study
 
     typer.echo(open_site(state).check(load_study(study)).text())
+
+
+@app.command()
+def budget(
+    state: State = Path("site"),
+    study: Annotated[Path | None, typer.Option(help="a study document: show what the whole of it would cost")] = None,
+) -> None:
+    """Show what the patients' privacy budget is, what studies have spent of it and what is left."""
+    from echofed.cli.budget import budget_text
+
+    typer.echo(budget_text(state, study))

@@ -194,6 +194,23 @@ def read_records(database: sqlite3.Connection) -> list[Record]:
     return list(map(Record._make, rows))
 
 
+def count_patients(database: sqlite3.Connection) -> int:
+    """Return the number of patients with a usable image, whatever the study."""
+    row = database.execute("SELECT COUNT(DISTINCT patient) FROM images WHERE reason IS NULL").fetchone()
+    return int(row[0])
+
+
+def read_ledger_id(database: sqlite3.Connection) -> str | None:
+    """Return the id of the site's ledger; None if it has never had one."""
+    return _read_about(database, "ledger")
+
+
+def write_ledger_id(database: sqlite3.Connection, ledger_id: str) -> None:
+    """Remember the site's ledger, so that its loss is noticed."""
+    with database:
+        _write_about(database, "ledger", ledger_id)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock between processes; the system frees it when its holder dies."""

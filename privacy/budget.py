@@ -1,8 +1,38 @@
 """What epsilon and delta may be, before anything is spent."""
 
 import math
+from dataclasses import dataclass
 
 from echofed.protocol.errors import PrivacyParameterError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a site allows to be spent on its patients; neighbouring data sets differ by one patient added or removed.
+
+    Args:
+        epsilon_per_cohort: for all studies together, at `delta`; finite, > 0.
+        epsilon_per_study: for one study, at `study_delta`; finite, > 0.
+        delta: in (0, 1), below 1 / patients of the cohort.
+        study_delta: the delta at which the study's own epsilon is agreed, in (0, 1).
+        allow_without_privacy: whether anything may be released without noise.
+
+    Raises:
+        PrivacyParameterError: a value lies outside its range.
+    """
+
+    epsilon_per_cohort: float
+    epsilon_per_study: float
+    delta: float
+    study_delta: float
+    allow_without_privacy: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        check_epsilon(self.epsilon_per_cohort)
+        check_epsilon(self.epsilon_per_study)
+        check_delta(self.delta)
+        check_delta(self.study_delta)
 
 
 def check_budget(epsilon: float, delta: float, patients: int) -> None:

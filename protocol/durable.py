@@ -1,6 +1,7 @@
 """Files that are whole or not there, and stay after a power cut."""
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -10,8 +11,8 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    # Two processes may write the same file: each has a part of its own.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Two processes or threads may write the same file: each has a part of its own.
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("wb") as stream:
             stream.write(content)

@@ -18,7 +18,10 @@
     ├── PrivacyError          EF-4xx  a privacy promise cannot be kept
     │   ├── PrivacyParameterError EF-401
     │   ├── CalibrationError      EF-402
-    │   └── RepeatedRoundError    EF-403
+    │   ├── RepeatedRoundError    EF-403
+    │   ├── BudgetExceededError   EF-404
+    │   ├── LedgerError           EF-405
+    │   └── TooFewPatientsError   EF-406
     ├── WireError             EF-5xx  a message is refused
     │   ├── ReplyRefusedError     EF-501
     │   └── ArraysError           EF-502
@@ -175,6 +178,30 @@ class RepeatedRoundError(PrivacyError):
 
     code = "EF-403"
     default_remedy = "Go on with the next round without this site."
+
+
+class BudgetExceededError(PrivacyError):
+    """A release would cost patients more privacy than the site allows."""
+
+    code = "EF-404"
+    default_remedy = "Run a shorter study or one of smaller epsilon; `echofed site budget --study` shows what fits."
+
+
+class LedgerError(PrivacyError):
+    """The site's ledger cannot be written or cannot be trusted; nothing private leaves until it can."""
+
+    code = "EF-405"
+    default_remedy = (
+        "Restore the newest whole copy of the ledger; if there is none, what these patients have spent is unknown: run no "
+        "private study on them, and ask the data protection officer."
+    )
+
+
+class TooFewPatientsError(PrivacyError):
+    """The site has fewer patients for this than it lets figures be made of."""
+
+    code = "EF-406"
+    default_remedy = "Register more patients, or run the study without this site."
 
 
 class WireError(EchoFedError):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from echofed.privacy.budget import check_budget, delta_for
+from echofed.privacy.budget import Limits, check_budget, delta_for
 from echofed.protocol.errors import PrivacyParameterError
 
 
@@ -39,3 +39,15 @@ def test_default_delta_is_accepted_by_the_check(patients: int) -> None:
 
 def test_a_written_delta_wins() -> None:
     assert delta_for(100, 1e-6) == 1e-6
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.0, 8.0, 1e-4, 1e-4), (10.0, math.inf, 1e-4, 1e-4), (10.0, 8.0, 1.0, 1e-4), (10.0, 8.0, 1e-4, 0.0)]
+)
+def test_limits_without_meaning_are_refused(numbers: tuple[float, float, float, float]) -> None:
+    with pytest.raises(PrivacyParameterError):
+        Limits(*numbers)
+
+
+def test_limits_allow_nothing_without_privacy_unless_they_say_so() -> None:
+    assert not Limits(10.0, 8.0, 1e-4, 1e-4).allow_without_privacy
