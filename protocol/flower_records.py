@@ -92,6 +92,18 @@ def content_of(document: str, buffer: bytes) -> RecordDict:
     return records
 
 
+def content_bytes(records: RecordDict) -> bytes:
+    """Return the content of a message as bytes: the length of its document, the document, and its buffer."""
+    document = document_of(records).encode()
+    return len(document).to_bytes(8, "big") + document + buffer_of(records)
+
+
+def content_from(raw: bytes) -> RecordDict:
+    """Return the content that `content_bytes` wrote."""
+    end = 8 + int.from_bytes(raw[:8], "big")
+    return content_of(raw[8:end].decode(), raw[end:])
+
+
 def payload_bytes(message: Message) -> int:
     """Return the bytes of parameters a message carries."""
     if not message.has_content():

@@ -19,6 +19,8 @@ DOCUMENT_RECORD = "document"
 DOCUMENT_KEY = "json"
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+MAX_FIGURES = 2400
+"""100 classes in 2 histograms of 12 bins."""
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -31,7 +33,10 @@ class Instruction(Document):
 
 
 class SpentPrivacy(Document):
-    """The mechanism a site has run in this study, this round included; any accountant turns it into an epsilon."""
+    """The training mechanism a site has run in this study, this round included; any accountant turns it into an epsilon.
+
+    The number of patients it said it had, with the study's `count_noise`, was spent once beside it.
+    """
 
     noise_multiplier: float = Field(gt=0, description="noise standard deviation / clipping norm.")
     sampling_probability: float = Field(gt=0, le=1)
@@ -49,25 +54,42 @@ class TrainReply(_Reply):
     """Beside an update (local - global): what the site says of its training."""
 
     kind: Literal["train"] = "train"
-    patients: Count | None = Field(description="training patients, only if the study weights by patients.")
+    patients: Count | None = Field(
+        description="training patients, only if the study weights by patients; with noise if it is private."
+    )
     training_loss: float | None = Field(description="mean loss, only in a study without privacy.")
     spent: SpentPrivacy | None
-    seconds: float = Field(ge=0)
+    seconds: float | None = Field(ge=0, description="of training, only in a study without privacy.")
 
 
-class EvaluateReply(_Reply):
-    """How the global model does on the site's validation patients."""
+class ExactFigures(Document):
+    """How the model does on a site's validation patients; in a study without privacy."""
 
-    kind: Literal["evaluate"] = "evaluate"
-    patients: Count
-    loss: float | None = Field(description="absent with fewer validation patients than the study's minimum.")
+    patients: int = Field(ge=1, le=10**9)
+    loss: float
     metric: float | None = Field(description="absent if undefined, e.g. AUC with a single class.")
 
 
+class NoisyFigures(Document):
+    """Sums over a site's validation patients (`echofed.protocol.figures`) with noise that hides each; in a private study."""
+
+    sums: tuple[float, ...] = Field(max_length=MAX_FIGURES)
+    noise_stddev: float = Field(gt=0)
+
+
+class EvaluateReply(_Reply):
+    """How the global model does on the site's validation patients; no figures with fewer than the minimum."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    exact: ExactFigures | None = None
+    noisy: NoisyFigures | None = None
+
+
 class DescribeReply(_Reply):
-    """What the site can bring to a study."""
+    """What the site can bring to a study; a number under the minimum, or that would cost privacy, is not given."""
 
     kind: Literal["describe"] = "describe"
-    training_patients: Count
-    validation_patients: Count
-    test_patients: Count
+    can_train: bool
+    training_patients: Count | None = Field(description="in a private study with noise.")
+    validation_patients: Count | None
+    test_patients: Count | None

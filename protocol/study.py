@@ -116,6 +116,12 @@ class Training(Document):
     sampling_probability: float = Field(
         gt=0, le=1, description="each step draws each patient with this probability (Poisson sampling)."
     )
+    centring_rounds: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="first rounds, in which the mean of the features is learnt and then taken out; scattering only.",
+    )
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
@@ -131,12 +137,17 @@ class Privacy(Document):
     unit: Literal["patient", "none"]
     epsilon: float | None = Field(default=None, gt=0, le=1000, description="for the whole study, at each site.")
     delta: float | None = Field(
-        default=None, gt=0, lt=1, description="absent: 1 / (10 x the site's training patients)."
+        default=None, gt=0, lt=1, description="absent: 1 / (10 x the site's noisy number of training patients)."
     )
     clipping_norm: float | None = Field(
-        default=None, gt=0, le=1e6, description="C, largest norm of one patient's gradient."
+        default=None, ge=1e-6, le=1e6, description="C, largest norm of one patient's gradient."
     )
-    accountant: Literal["prv", "rdp"] = "prv"
+    count_noise: float = Field(
+        default=10.0,
+        ge=1,
+        le=1000,
+        description="standard deviation, in patients, of the noise in the number of training patients a site says it has.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -192,8 +203,10 @@ class Strategy(Document):
 
     preset: Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx", "FedBN"] | None = None
     aggregation: Literal["mean"] = "mean"
-    weighting: Literal["uniform", "patients"] = Field(
-        default="uniform", description="patients: by training patients, whose number then leaves the site."
+    weighting: Literal["uniform", "patients", "precision"] = Field(
+        default="uniform",
+        description="patients: by training patients, whose number then leaves the site; precision: the same, but less where "
+        "a site's privacy noise outweighs its patients.",
     )
     server_optimizer: ServerOptimizer = ServerOptimizer()
     client_term: ClientTerm = ClientTerm()
@@ -238,9 +251,20 @@ class Evaluation(Document):
     )
     test_fraction: float = Field(default=0.2, ge=0, le=0.5, description="patients kept for the final report.")
     every_rounds: int = Field(default=1, ge=1, le=10_000)
-    minimum_patients: int = Field(
-        default=10, ge=1, le=1000, description="a site with fewer validation patients sends no figures of them."
+    figures: Literal["sent", "none"] = Field(
+        default="sent",
+        description="how the model does on validation patients; in a private study with noise, under the study's epsilon.",
     )
+    minimum_patients: int = Field(
+        default=10,
+        ge=1,
+        le=1000,
+        description="no number of patients and no figure over fewer leaves a site, and none with fewer trains privately.",
+    )
+
+    def is_due(self, round_number: int, rounds: int) -> bool:
+        """Whether a round, 1-based, of so many rounds is evaluated."""
+        return self.figures == "sent" and (round_number % self.every_rounds == 0 or round_number == rounds)
 
 
 class Study(Document):
@@ -269,6 +293,12 @@ class Study(Document):
         if self.model.name == "scattering" and self.preprocessing.image_size_px <= 2 ** (self.model.scales + 1):
             smallest = 2 ** (self.model.scales + 1) + 1
             raise ValueError(f"scattering over {self.model.scales} scales needs an image_size_px of {smallest} or more")
+        if self.training.centring_rounds and (self.model.name != "scattering" or self.training.augmentation.is_on):
+            raise ValueError("centring_rounds goes with model: scattering and without augmentation")
+        if self.training.centring_rounds and self.strategy.server_optimizer != ServerOptimizer():
+            raise ValueError("centring_rounds goes with the plain server optimizer, sgd with learning_rate 1")
+        if self.training.centring_rounds >= self.federation.rounds:
+            raise ValueError("centring_rounds leaves no round to train the head; write more rounds")
         if self.evaluation.validation_fraction + self.evaluation.test_fraction > 0.8:
             raise ValueError("validation_fraction and test_fraction leave too few patients to train on")
         return self
@@ -287,6 +317,12 @@ class Study(Document):
     def steps(self) -> int:
         """Steps each site takes over the whole study."""
         return self.federation.rounds * self.training.local_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Rounds that are evaluated over the whole study."""
+        rounds = self.federation.rounds
+        return sum(self.evaluation.is_due(number, rounds) for number in range(1, rounds + 1))
 
     @property
     def is_private(self) -> bool:

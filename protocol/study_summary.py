@@ -6,6 +6,7 @@ from echofed.protocol.study import Study
 
 _WIDTH = 96
 _WEAK_EPSILON = 10.0
+_WEAK_DELTA = 1e-2
 _METRIC_WORDS = {"auc": "AUC", "dice": "Dice", "mean_absolute_error": "mean absolute error"}
 _TASK_WORDS = {
     "binary": "tells {labels} apart",
@@ -71,24 +72,39 @@ def _exams(study: Study) -> str:
 
 
 def _leaves(study: Study) -> str:
+    minimum = study.evaluation.minimum_patients
     noise = "with noise that hides each patient" if study.is_private else "WITHOUT noise to hide single patients"
-    lines = [
-        f"- each round, one update of the model's numbers, {noise}, and how long training took;",
-        f"- each round evaluated, from a hospital with {study.evaluation.minimum_patients} validation patients or more: their "
-        f"number, the mean loss and the {_METRIC_WORDS[study.metric]}, without noise;",
-        "- whenever the study starts or goes on, the number of training, validation and test patients;",
-        "- the name under which the hospital is enrolled; an error's code, if it cannot answer.",
-    ]
-    if study.strategy.weighting == "patients":
-        lines.insert(1, "- each round, the number of training patients, by which updates are weighted;")
+    lines = [f"- each round, one update of the model's numbers, {noise};"]
     if study.is_private:
-        lines.insert(1, "- each round, the noise multiplier, sampling probability, steps so far and delta;")
+        lines.append("- each round, the noise multiplier, sampling probability, steps so far and delta;")
+        lines.append(
+            f"- the number of training patients, once, with noise of standard deviation {study.privacy.count_noise:g}, and "
+            f"never less than {minimum};"
+        )
     else:
-        lines.insert(1, "- each round, the mean training loss;")
+        lines.append("- each round, the mean training loss and how long training took;")
+        lines.append(f"- the number of training, validation and test patients, where it is {minimum} or more;")
+    if study.strategy.weighting != "uniform" and not study.is_private:
+        lines.append(
+            f"- each round, the number of training patients, or {minimum} if it is less: updates are weighted by it;"
+        )
+    if study.evaluation.figures == "sent":
+        lines.append(_figures(study))
+    lines.append("- the name under which the hospital is enrolled; an error's code, if it cannot answer.")
     if study.strategy.shared_layers == "all_but_normalisation":
         lines.append("The model's normalisation layers stay at the hospital.")
     lines.append("No image and no patient identifier leaves.")
     return "\n".join(lines)
+
+
+def _figures(study: Study) -> str:
+    minimum, count = study.evaluation.minimum_patients, study.evaluations
+    rounds = "once" if count == 1 else f"{count} times"
+    if study.is_private:
+        said = "sums of how the model does on them, with noise that hides each"
+    else:
+        said = f"their number, the mean loss and the {_METRIC_WORDS[study.metric]}, without noise"
+    return f"- {rounds}, from a hospital with {minimum} validation patients or more: {said};"
 
 
 def _privacy(study: Study) -> str:
@@ -101,11 +117,17 @@ def _privacy(study: Study) -> str:
     delta = f"{privacy.delta:g}" if privacy.delta else "1 / (10 x training patients)"
     assert privacy.epsilon is not None
     return (
-        f"epsilon {privacy.epsilon:g}, delta {delta}, for the whole study, for each patient with all exams (add or remove "
-        f"one patient; accountant {privacy.accountant}). In words: whoever sees every update, and guesses with even odds "
-        f"whether a patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for a failure "
-        "of probability delta. The validation figures and the counts named above are not covered."
+        f"epsilon {privacy.epsilon:g}, delta {delta}, for the whole study and all that leaves, for each patient with all exams "
+        "(add or remove one patient). In words: whoever sees everything that leaves, and guesses with even odds whether a "
+        f"patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for a failure of probability "
+        f"delta. A hospital with fewer than {study.evaluation.minimum_patients} training patients does not take part. The "
+        "hospital's own ledger refuses what would exceed its own budget."
         + (" THIS IS WEAK: so large an epsilon bounds little." if privacy.epsilon > _WEAK_EPSILON else "")
+        + (
+            " THIS IS WEAK: so large a delta allows whole records to leave."
+            if (privacy.delta or 0) > _WEAK_DELTA
+            else ""
+        )
     )
 
 

@@ -61,9 +61,10 @@ model:
 _HEAD_TRAINING = """\
 
 training:
-  learning_rate: 1.0               # about 0.5 for epsilon 3, 0.25 for epsilon 1
-  local_steps: 3                   # steps a site takes each round
+  learning_rate: 1.5               # about 0.7 for epsilon 3, 0.27 for epsilon 1, 0.5 without privacy
+  local_steps: 1                   # steps a site takes each round
   sampling_probability: 1.0        # each step draws each patient with this probability
+  centring_rounds: 10              # first rounds, which learn the mean of the features and take it out
 
 privacy:
   unit: patient                    # none trains without any protection of single patients
@@ -88,12 +89,23 @@ _TAIL = """\
 
 strategy:
   preset: FedAvg                   # FedAvgM, FedAdam, FedYogi, FedAdagrad, FedProx, FedBN
-  weighting: patients              # uniform lets the noise of a small private site weigh as much as a large site
+  weighting: precision             # by patients, less where a small site's privacy noise outweighs them
 
 federation:
   rounds: 100
   minimum_sites: 2                 # sites that must take part for the study to start
   minimum_replies: 2               # updates a round needs before it is published
+"""
+
+_NOISY_EVALUATION = """\
+
+evaluation:
+  validation_fraction: 0.15        # patients on whom sites say, with noise, how the model does
+  every_rounds: 25                 # the more often, the more noise
+  test_fraction: 0.2               # patients kept for the final report
+"""
+
+_EVALUATION = """\
 
 evaluation:
   validation_fraction: 0.15        # patients who choose the best round
@@ -110,5 +122,6 @@ def study_template(kind: str) -> str:
     if kind not in _TASKS:
         raise UnknownNameError(f"There is no task '{kind}'.", f"Choose one of: {', '.join(_TASKS)}.")
     head = _HEAD.format(title=f"A {kind} study of ultrasound images", kind=kind)
-    body = _UNET + _UNET_TRAINING if kind == "segmentation" else _FEATURES + _HEAD_TRAINING
-    return head + _TASKS[kind] + body + _TAIL
+    if kind == "segmentation":
+        return head + _TASKS[kind] + _UNET + _UNET_TRAINING + _TAIL + _EVALUATION
+    return head + _TASKS[kind] + _FEATURES + _HEAD_TRAINING + _TAIL + _NOISY_EVALUATION

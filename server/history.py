@@ -7,14 +7,15 @@ from pydantic import Field, ValidationError
 
 from echofed.protocol.document import Document
 from echofed.protocol.errors import CheckpointError
-from echofed.protocol.messages import SpentPrivacy
+from echofed.protocol.messages import NoisyFigures, SpentPrivacy
 
 FILE_NAME = "history.jsonl"
 
 
 class SiteRound(Document):
-    """What one site reported in one round."""
+    """What one site reported in one round; exact figures in studies without privacy only."""
 
+    trained: bool = False
     training_loss: float | None = None
     spent: SpentPrivacy | None = None
     training_seconds: float | None = None
@@ -35,6 +36,8 @@ class Round(Document):
     refused: dict[str, str]
     validation_loss: float | None
     validation_metric: float | None
+    validation_noise: float | None = Field(default=None, description="standard error of the metric from privacy noise.")
+    figures: NoisyFigures | None = Field(default=None, description="a private study's noisy sums over all sites.")
 
 
 def append_round(folder: Path, record: Round) -> None:

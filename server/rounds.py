@@ -112,6 +112,8 @@ def _run_round(study: Study, grid: Grid, strategy: StudyStrategy, round_number: 
         refused=dict(sorted(outcome.refused.items())),
         validation_loss=_number(means.get("loss")),
         validation_metric=_number(means.get("metric")),
+        validation_noise=_number(means.get("noise")),
+        figures=outcome.figures,
     )
 
 
@@ -123,20 +125,23 @@ def _too_few(study: Study, outcome: Outcome, round_number: int, attempts: int) -
 
 def _site_round(outcome: Outcome, site: str) -> SiteRound:
     trained, evaluated = outcome.trained.get(site), outcome.evaluated.get(site)
+    exact = evaluated.exact if evaluated else None
     return SiteRound(
+        trained=trained is not None,
         training_loss=trained.training_loss if trained else None,
         spent=trained.spent if trained else None,
         training_seconds=trained.seconds if trained else None,
-        validation_patients=evaluated.patients if evaluated else None,
-        validation_loss=evaluated.loss if evaluated else None,
-        validation_metric=evaluated.metric if evaluated else None,
+        validation_patients=exact.patients if exact else None,
+        validation_loss=exact.loss if exact else None,
+        validation_metric=exact.metric if exact else None,
     )
 
 
 def _advance(study: Study, strategy: StudyStrategy, before: Checkpoint, record: Round) -> Checkpoint:
     metric, best = record.validation_metric, before.best_metric
     sign = -1 if study.metric in LOWER_IS_BETTER else 1
-    improved = metric is not None and (best is None or sign * metric > sign * best)
+    # The best of many noisy figures is chosen by the noise: a private study keeps the last round.
+    improved = study.is_private or (metric is not None and (best is None or sign * metric > sign * best))
     return Checkpoint(
         study_hash=study.hash,
         round_number=record.round_number,

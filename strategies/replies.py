@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from echofed.protocol.arrays import Parameters, check_shapes
 from echofed.protocol.errors import ReplyRefusedError
+from echofed.protocol.figures import figure_count
 from echofed.protocol.flower_records import read_document, read_parameters
 from echofed.protocol.messages import EvaluateReply, TrainReply
 from echofed.protocol.study import Study
@@ -35,7 +36,7 @@ def read_train_reply(
     """
     reply = read_document(_records(message), TrainReply)
     _check_addressed(reply, study, round_number, site)
-    if (reply.patients is not None) != (study.strategy.weighting == "patients") or reply.patients == 0:
+    if (reply.patients is None) != (study.strategy.weighting == "uniform") or reply.patients == 0:
         raise ReplyRefusedError("The number of patients is not as the study's weighting asks.")
     if study.is_private and (reply.spent is None or reply.training_loss is not None):
         raise ReplyRefusedError("The study is private, the reply is not.")
@@ -54,8 +55,10 @@ def read_evaluate_reply(message: Message, study: Study, round_number: int, site:
     """Return what a site sent after evaluating, checked; raises as `read_train_reply` does."""
     reply = read_document(_records(message), EvaluateReply)
     _check_addressed(reply, study, round_number, site)
-    if (reply.loss is None) != (reply.patients == 0):
-        raise ReplyRefusedError("A loss is given exactly when there are validation patients.")
+    if (study.is_private and reply.exact is not None) or (not study.is_private and reply.noisy is not None):
+        raise ReplyRefusedError("The figures are noisy where they should be exact, or the other way round.")
+    if reply.noisy is not None and len(reply.noisy.sums) != figure_count(study.task):
+        raise ReplyRefusedError(f"There are {len(reply.noisy.sums)} sums, not {figure_count(study.task)}.")
     return reply
 
 

@@ -1,29 +1,36 @@
 """The study's strategy in Flower's terms: who is asked, which replies count, and how they become one model."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.errors import EchoFedError
+from echofed.protocol.figures import metric_of
 from echofed.protocol.flower_records import content, parameters_record, payload_bytes
-from echofed.protocol.messages import EvaluateReply, Instruction, TrainReply
+from echofed.protocol.messages import EvaluateReply, Instruction, NoisyFigures, TrainReply
 from echofed.protocol.study import Study
-from echofed.strategies.aggregation import StreamingMean
+from echofed.strategies.aggregation import StreamingMean, aggregation_weight
 from echofed.strategies.replies import read_evaluate_reply, read_train_reply
 from echofed.strategies.server_optimizers import State, apply_update
 
 
 @dataclass
 class Outcome:
-    """What one exchange with the sites brought: good replies, refused ones, and bytes of parameters each way."""
+    """What one exchange with the sites brought: good replies, refused ones, and bytes of parameters each way.
+
+    `figures` are a private study's noisy sums over all sites.
+    """
 
     trained: dict[str, TrainReply] = field(default_factory=dict)
     evaluated: dict[str, EvaluateReply] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    figures: NoisyFigures | None = None
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -53,6 +60,7 @@ class StudyStrategy(Strategy):
         self.parameters = parameters
         self.optimizer_state: State = optimizer_state or {}
         self.outcome = Outcome()
+        self._size = sum(array.size for array in parameters.values())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -65,7 +73,7 @@ class StudyStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one instruction for each site in rounds that are evaluated, else none."""
-        due = server_round % self.study.evaluation.every_rounds == 0 or server_round == self.study.federation.rounds
+        due = self.study.evaluation.is_due(server_round, self.study.federation.rounds)
         return self._ask("evaluate", server_round, arrays, grid) if due else []
 
     def aggregate_train(
@@ -79,7 +87,7 @@ class StudyStrategy(Strategy):
             except EchoFedError as error:
                 self.outcome.refused[site] = error.what
                 continue
-            mean.add(update, reply.patients or 1)
+            mean.add(update, aggregation_weight(self.study, reply, self._size))
             self.outcome.trained[site] = reply
         self._count_silent(self.outcome.trained)
         if len(self.outcome.trained) < self.study.federation.minimum_replies:
@@ -90,16 +98,23 @@ class StudyStrategy(Strategy):
         return self.arrays(), MetricRecord({"replies": len(self.outcome.trained)})
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the loss and metric over all sites, weighted by validation patients, or None without any."""
+        """Return the loss and metric over all sites, or None without any.
+
+        Without privacy they are means weighted by validation patients. In a private study the metric is read from the sum of
+        the sites' noisy figures; `noise` is the standard error the noise gives it, and there is no loss.
+        """
         for site, message in self._from_sites(replies, self.outcome.evaluated):
             try:
                 self.outcome.evaluated[site] = read_evaluate_reply(message, self.study, server_round, site)
             except EchoFedError as error:
                 self.outcome.refused.setdefault(site, error.what)
         evaluated = self.outcome.evaluated.values()
+        exact = [reply.exact for reply in evaluated if reply.exact is not None]
+        self.outcome.figures = _summed([reply.noisy for reply in evaluated if reply.noisy is not None])
         means = {
-            "loss": _weighted_mean((reply.loss, reply.patients) for reply in evaluated),
-            "metric": _weighted_mean((reply.metric, reply.patients) for reply in evaluated),
+            "loss": _weighted_mean((one.loss, one.patients) for one in exact),
+            "metric": _weighted_mean((one.metric, one.patients) for one in exact),
+            **_from_sums(self.study, self.outcome.figures),
         }
         known: dict[str, int | float | list[int] | list[float]] = {
             name: value for name, value in means.items() if value is not None
@@ -136,6 +151,18 @@ class StudyStrategy(Strategy):
         for site in self.sites.values():
             if site not in accepted and site not in self.outcome.refused:
                 self.outcome.refused[site] = "The site did not answer in time."
+
+
+def _summed(noisy: Sequence[NoisyFigures]) -> NoisyFigures | None:
+    if not noisy:
+        return None
+    sums = np.sum([one.sums for one in noisy], axis=0)
+    return NoisyFigures(sums=tuple(sums.tolist()), noise_stddev=math.hypot(*(one.noise_stddev for one in noisy)))
+
+
+def _from_sums(study: Study, figures: NoisyFigures | None) -> dict[str, float | None]:
+    found = figures and metric_of(study.task, np.array(figures.sums), figures.noise_stddev)
+    return dict(zip(("metric", "noise"), found, strict=True)) if found else {}
 
 
 def _weighted_mean(values: Iterable[tuple[float | None, int]]) -> float | None:

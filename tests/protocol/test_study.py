@@ -30,7 +30,7 @@ def test_every_part_counts_in_the_hash(part: str, value: object) -> None:
 
 def test_the_hash_is_stable_across_versions() -> None:
     """A changed hash means that every approval ever given is void: change the schema version with it."""
-    assert make_study().hash == "418409f00af13ba3f0485a702031dffd07a0497ad71951bdee1f18dd1edf6cfa"
+    assert make_study().hash == "0cb8099ac12b0167db755ce0cbdfacc36e7ca265f60c77a4c09e4274b2169c71"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,5 +90,15 @@ def test_the_summary_says_what_a_data_protection_officer_asks(kind: str) -> None
 
 
 def test_the_summary_names_counts_that_leave_only_when_they_do() -> None:
-    assert "number of training patients, by which" in summary(make_study(strategy={"weighting": "patients"}))
-    assert "number of training patients, by which" not in summary(make_study())
+    assert "updates are weighted by it" in summary(make_study(strategy={"weighting": "patients"}))
+    assert "updates are weighted by it" not in summary(make_study())
+    assert "2 times, from a hospital" in summary(make_study())
+    assert "from a hospital" not in summary(make_study(evaluation={"figures": "none"}))
+
+
+def test_a_study_that_protects_little_says_so() -> None:
+    assert "WEAK" not in summary(make_study(privacy=PRIVATE))
+    assert "THIS IS WEAK: so large an epsilon" in " ".join(
+        summary(make_study(privacy={**PRIVATE, "epsilon": 11.0})).split()
+    )
+    assert "THIS IS WEAK: so large a delta" in " ".join(summary(make_study(privacy={**PRIVATE, "delta": 0.05})).split())

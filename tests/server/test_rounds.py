@@ -12,7 +12,7 @@ from flwr.supercore.run import Run
 
 from echofed.protocol.errors import NonFiniteLossError, SitesError, TooFewRepliesError
 from echofed.protocol.flower_records import content, error_reply, parameters_record, read_document, read_parameters
-from echofed.protocol.messages import EvaluateReply, Instruction, TrainReply
+from echofed.protocol.messages import EvaluateReply, ExactFigures, Instruction, TrainReply
 from echofed.protocol.study import Study
 from echofed.server.checkpoint import read_checkpoint
 from echofed.server.history import FILE_NAME, read_history
@@ -71,7 +71,8 @@ class FunctionGrid(Grid):
         except NonFiniteLossError as error:
             return error_reply(error, message)
         if instruction.kind == "evaluate":
-            return Message(content(EvaluateReply(**addressed, patients=4, loss=value, metric=metric)), reply_to=message)
+            figures = ExactFigures(patients=4, loss=value, metric=metric)
+            return Message(content(EvaluateReply(**addressed, exact=figures)), reply_to=message)
         reply = TrainReply(**addressed, patients=None, training_loss=value, spent=None, seconds=0.0)
         return Message(content(reply, parameters_record({"w": np.full(3, value, np.float32)})), reply_to=message)
 

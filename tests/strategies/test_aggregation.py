@@ -3,10 +3,13 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echofed.strategies.aggregation import StreamingMean, norm
+from echofed.protocol.messages import SpentPrivacy, TrainReply
+from echofed.strategies.aggregation import StreamingMean, aggregation_weight, norm
+from tests.studies import PRIVATE, make_study
 
 
 def _update(seed: int, size: int = 6) -> dict[str, np.ndarray]:
@@ -59,3 +62,34 @@ def test_memory_does_not_grow_with_sites() -> None:
 
 def test_norm_is_over_all_arrays() -> None:
     assert norm({"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}) == 5.0
+
+
+def reply(patients: int | None, noise_multiplier: float | None) -> TrainReply:
+    spent = None
+    if noise_multiplier is not None:
+        spent = SpentPrivacy(noise_multiplier=noise_multiplier, sampling_probability=0.5, steps=4, delta=1e-3)
+    return TrainReply(
+        site="a", study_hash="0" * 64, round_number=1, patients=patients, training_loss=None, spent=spent, seconds=None
+    )
+
+
+def test_weights_are_as_the_study_says() -> None:
+    private = {**PRIVATE, "epsilon": 1.0}
+    assert aggregation_weight(make_study(), reply(None, None), 9) == 1
+    for privacy in ({"unit": "none"}, private):
+        study = make_study(strategy={"weighting": "patients"}, privacy=privacy)
+        assert aggregation_weight(study, reply(70, 3.0), 9) == 70
+    assert aggregation_weight(make_study(strategy={"weighting": "precision"}), reply(70, None), 9) == 70
+
+
+def test_precision_counts_patients_and_noise() -> None:
+    study = make_study(strategy={"weighting": "precision"}, privacy=PRIVATE)
+    assert study.steps == 4
+    # 1 / (1 / m + size (sigma / (q m))^2 / steps)
+    expected = 1 / (1 / 70 + 9 * (3.0 / (0.5 * 70)) ** 2 / 4)
+    assert aggregation_weight(study, reply(70, 3.0), 9) == pytest.approx(expected)
+    # Where noise rules, a site of half the patients counts a quarter; where patients rule, half.
+    small, large = (aggregation_weight(study, reply(patients, 500.0), 129) for patients in (50, 100))
+    assert small / large == pytest.approx(0.25, rel=0.01)
+    small, large = (aggregation_weight(study, reply(patients, 0.01), 129) for patients in (50, 100))
+    assert small / large == pytest.approx(0.5, rel=0.01)
