@@ -1,9 +1,14 @@
-"""The noise a site needs for a study, worked out once and remembered."""
+"""The noise a site needs for a study, worked out once and remembered.
+
+What one patient costs is covered by the study's epsilon twice over, on different patients: a training patient by the noisy
+number of patients and the training steps together, a validation patient by the figures of all evaluated rounds.
+"""
 
 import json
 from pathlib import Path
+from typing import Literal
 
-from echofed.privacy.accounting import noise_multiplier_for
+from echofed.privacy.accounting import Mechanism, noise_multiplier_for
 from echofed.privacy.budget import check_budget, delta_for
 from echofed.protocol.durable import replace_file
 from echofed.protocol.study import Study
@@ -11,28 +16,38 @@ from echofed.protocol.study import Study
 FILE_NAME = "calibrations.json"
 
 
-def noise_multiplier(study: Study, training_patients: int, state_folder: Path) -> float:
-    """Return sigma / C such that all steps of the study together cost at most the study's epsilon at this site.
+def count_mechanism(study: Study) -> Mechanism:
+    """Return the mechanism by which a site says how many training patients it has."""
+    return Mechanism(study.privacy.count_noise, 1.0, 1)
 
-    The result is a function of the study and the number of patients only, so it is kept in the site's state folder.
+
+def noise_multiplier(
+    study: Study, purpose: Literal["training", "figures"], public_patients: int, folder: Path
+) -> float:
+    """Return the noise multiplier such that all of a purpose's releases cost at most the study's epsilon at this site.
+
+    The result is a function of the study and of what the site has said in public only, so it is kept in its state folder.
+
+    Args:
+        study: private; with evaluated rounds if figures are asked for.
+        purpose: training: all steps of the study, beside the number of patients; figures: all evaluated rounds.
+        public_patients: the number of training patients the site says it has.
+        folder: the site's state folder.
 
     Raises:
         PrivacyError: the study's privacy parameters have no meaning at a site of this size.
     """
     assert study.privacy.epsilon is not None, "only a private study is calibrated"
-    delta = delta_for(training_patients, study.privacy.delta)
-    check_budget(study.privacy.epsilon, delta, training_patients)
-    arguments = (
-        study.privacy.epsilon,
-        delta,
-        study.training.sampling_probability,
-        study.steps,
-        study.privacy.accountant,
-    )
-    key, path = json.dumps(arguments), state_folder / FILE_NAME
+    delta = delta_for(public_patients, study.privacy.delta)
+    check_budget(study.privacy.epsilon, delta, public_patients)
+    beside = [count_mechanism(study)] if purpose == "training" else []
+    probability = study.training.sampling_probability if purpose == "training" else 1.0
+    steps = study.steps if purpose == "training" else study.evaluations
+    key = json.dumps([study.privacy.epsilon, delta, probability, steps, [one.noise_multiplier for one in beside]])
+    path = folder / FILE_NAME
     known = _read(path)
     if key not in known:
-        known[key] = noise_multiplier_for(*arguments)
+        known[key] = noise_multiplier_for(study.privacy.epsilon, delta, probability, steps, beside)
         replace_file(path, json.dumps(known, indent=1).encode())
     return known[key]
 

@@ -10,11 +10,13 @@ from flwr.clientapp import ClientApp
 
 from echofed.client.flower_messages import description_message, evaluation_message, refusal_message, update_message
 from echofed.client.participation import Participation
+from echofed.client.policy import load_policy
+from echofed.client.releases import Releases
 from echofed.client.site import open_site
 from echofed.learning.models import StudyModel, build_model, load_parameters
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.errors import EchoFedError, UnexpectedError, WireError
-from echofed.protocol.flower_records import read_document, read_parameters
+from echofed.protocol.flower_records import content_bytes, content_from, read_document, read_parameters
 from echofed.protocol.messages import Instruction
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import read_study_folder
@@ -22,6 +24,7 @@ from echofed.protocol.study_folder import read_study_folder
 LOG = logging.getLogger("echofed.client")
 MAX_MODEL_BYTES = 2 * 2**30
 Answer = Callable[[Message, Participation, Instruction], Message]
+Release = Callable[[Releases, Instruction, bytes, Callable[[], bytes]], bytes]
 
 
 def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int | None) -> ClientApp:
@@ -30,11 +33,11 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
     Args:
         study_folder: holds the study and its initial parameters (`echofed.protocol.study_folder`).
         site_folders: state folders of the sites; a node is the site at its `partition-id`, the only one if it has none.
-        seed: for simulations only; None in a hospital.
+        seed: for simulations only, which keep no ledger; None in a hospital.
     """
     app = ClientApp()
 
-    def answering(kind: str, answer: Answer) -> Callable[[Message, Context], Message]:
+    def answering(kind: str, answer: Answer, release: Release) -> Callable[[Message, Context], Message]:
         def respond(message: Message, context: Context) -> Message:
             folder = site_folders[int(context.node_config.get("partition-id", 0))]
             try:
@@ -44,7 +47,15 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
                     raise WireError("The instruction is for a study this site has not approved.", "Nothing was run.")
                 if instruction.kind != kind:
                     raise WireError(f"A message to {kind} asks to {instruction.kind}.", "Nothing was run.")
-                return answer(message, participation, instruction)
+                if seed is not None:
+                    return answer(message, participation, instruction)
+                released = release(
+                    Releases(participation),
+                    instruction,
+                    content_bytes(message.content),
+                    lambda: content_bytes(answer(message, participation, instruction).content),
+                )
+                return Message(content_from(released), reply_to=message)
             except EchoFedError as error:
                 LOG.warning("%s", error)
                 return refusal_message(message, error)
@@ -55,16 +66,17 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
 
         return respond
 
-    app.train()(answering("train", _train))
-    app.evaluate()(answering("evaluate", _evaluate))
-    app.query()(answering("describe", _describe))
+    app.train()(answering("train", _train, lambda out, asked, *rest: out.train(asked.round_number, *rest)))
+    app.evaluate()(answering("evaluate", _evaluate, lambda out, asked, *rest: out.figures(asked.round_number, *rest)))
+    app.query()(answering("describe", _describe, lambda out, asked, *rest: out.describe(*rest)))
     return app
 
 
 @lru_cache(maxsize=1024)
 def _participation(study_folder: Path, site_folder: Path, seed: int | None) -> Participation:
     study, model, initial, metadata = _model(study_folder)
-    return Participation(study, model, initial, metadata, open_site(site_folder), seed)
+    minimum = 1 if seed is not None else load_policy(site_folder).minimum_patients
+    return Participation(study, model, initial, metadata, open_site(site_folder), seed, minimum_patients=minimum)
 
 
 @lru_cache(maxsize=1)
@@ -93,19 +105,8 @@ def _train(message: Message, participation: Participation, instruction: Instruct
 
 def _evaluate(message: Message, participation: Participation, instruction: Instruction) -> Message:
     shared = read_parameters(message.content, MAX_MODEL_BYTES)
-    patients = participation.site.count_patients(participation.study)["validation"]
-    if patients < participation.study.evaluation.minimum_patients:
-        patients = 0  # a mean over so few would say something of one of them
-    evaluation = participation.evaluate(shared, instruction.round_number) if patients else None
-    return evaluation_message(
-        message,
-        participation.study,
-        participation.site.name,
-        instruction,
-        patients=patients,
-        loss=evaluation.loss if evaluation else None,
-        metric=evaluation.metric if evaluation else None,
-    )
+    figures = participation.figures(shared, instruction.round_number)
+    return evaluation_message(message, participation.study, participation.site.name, instruction, figures)
 
 
 def _describe(message: Message, participation: Participation, instruction: Instruction) -> Message:

@@ -8,7 +8,15 @@ from echofed.client.splits import Split
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.errors import EchoFedError
 from echofed.protocol.flower_records import content, error_reply, parameters_record
-from echofed.protocol.messages import DescribeReply, EvaluateReply, Instruction, SpentPrivacy, TrainReply
+from echofed.protocol.messages import (
+    DescribeReply,
+    EvaluateReply,
+    ExactFigures,
+    Instruction,
+    NoisyFigures,
+    SpentPrivacy,
+    TrainReply,
+)
 from echofed.protocol.study import Study
 
 
@@ -26,54 +34,48 @@ def update_message(
 ) -> Message:
     """Return the reply that carries an update.
 
-    The number of patients leaves only if the study weights by patients, the training loss only without privacy: both
-    would say something of single patients that no noise covers.
+    The number of patients leaves only if the study weights by patients; the training loss and the time it took, which depend
+    on who was drawn, only without privacy.
     """
     reply = TrainReply(
         site=site,
         study_hash=study.hash,
         round_number=instruction.round_number,
-        patients=patients if study.strategy.weighting == "patients" else None,
+        patients=None if study.strategy.weighting == "uniform" else patients,
         training_loss=None if study.is_private else training_loss,
         spent=spent,
-        seconds=seconds,
+        seconds=None if study.is_private else seconds,
     )
     return Message(content(reply, parameters_record(update)), reply_to=reply_to)
 
 
 def evaluation_message(
-    reply_to: Message,
-    study: Study,
-    site: str,
-    instruction: Instruction,
-    *,
-    patients: int,
-    loss: float | None,
-    metric: float | None,
+    reply_to: Message, study: Study, site: str, instruction: Instruction, figures: ExactFigures | NoisyFigures | None
 ) -> Message:
-    """Return the reply that says how the global model does on the site's validation patients."""
+    """Return the reply that says how the global model does on the site's validation patients, or that this is not said."""
     reply = EvaluateReply(
         site=site,
         study_hash=study.hash,
         round_number=instruction.round_number,
-        patients=patients,
-        loss=loss,
-        metric=metric,
+        exact=figures if isinstance(figures, ExactFigures) else None,
+        noisy=figures if isinstance(figures, NoisyFigures) else None,
     )
     return Message(content(reply), reply_to=reply_to)
 
 
 def description_message(
-    reply_to: Message, study: Study, site: str, instruction: Instruction, patients: Mapping[Split, int]
+    reply_to: Message, study: Study, site: str, instruction: Instruction, patients: Mapping[Split, int] | None
 ) -> Message:
-    """Return the reply that says how many patients the site has for the study, by split."""
+    """Return the reply that says whether the site can train, and what it says of its number of patients by split."""
+    said = patients or {}
     reply = DescribeReply(
         site=site,
         study_hash=study.hash,
         round_number=instruction.round_number,
-        training_patients=patients["training"],
-        validation_patients=patients["validation"],
-        test_patients=patients["test"],
+        can_train=patients is not None,
+        training_patients=said.get("training"),
+        validation_patients=said.get("validation"),
+        test_patients=said.get("test"),
     )
     return Message(content(reply), reply_to=reply_to)
 

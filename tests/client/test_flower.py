@@ -14,6 +14,7 @@ from echofed.client.settings import SiteSettings
 from echofed.client.site import create_site
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.document import Document
+from echofed.protocol.figures import figure_count
 from echofed.protocol.flower_records import content, parameters_record, read_document, read_parameters
 from echofed.protocol.messages import DescribeReply, EvaluateReply, Instruction, TrainReply
 from echofed.protocol.shared_layers import shared_parameters
@@ -78,23 +79,26 @@ def test_describe_gives_counts_and_nothing_else(node: Any) -> None:
     document = said(reply, DescribeReply)
     counts = [document.pop(f"{split}_patients") for split in ("training", "validation", "test")]
     assert sum(counts) == 16
-    assert document == {"site": "a", "study_hash": one.study.hash, "round_number": 0, "kind": "describe"}
+    assert document == {
+        "site": "a",
+        "study_hash": one.study.hash,
+        "round_number": 0,
+        "kind": "describe",
+        "can_train": True,
+    }
     assert list(reply.content) == ["document"]
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "patients"])
 @pytest.mark.parametrize("private", [True, False])
 def test_an_update_says_only_what_was_agreed(node: Any, private: bool, weighting: str) -> None:
-    privacy = {**PRIVATE, "accountant": "rdp"} if private else {"unit": "none"}
-    weights = {} if weighting == "uniform" and not private else {"weighting": weighting}
-    if private and weighting == "patients":
-        privacy = {"unit": "none"}  # weights and privacy together are tried with the study's own rules
-        private = False
-    one = node(privacy=privacy, strategy=weights, training={"sampling_probability": 1.0})
+    privacy = PRIVATE if private else {"unit": "none"}
+    one = node(privacy=privacy, strategy={"weighting": weighting}, training={"sampling_probability": 1.0})
     reply = one.ask("train")
     document = said(reply, TrainReply)
     assert (document["training_loss"] is None) == private
     assert (document["spent"] is not None) == private
+    assert (document["seconds"] is None) == private
     assert (document["patients"] is None) == (weighting == "uniform")
     update = read_parameters(reply.content, 10**8)
     assert {name: array.shape for name, array in update.items()} == {
@@ -108,14 +112,23 @@ def test_an_update_says_only_what_was_agreed(node: Any, private: bool, weighting
 def test_evaluation_gives_means_over_validation_patients(node: Any) -> None:
     one = node(evaluation={"validation_fraction": 0.4})
     document = said(one.ask("evaluate"), EvaluateReply)
-    assert document["patients"] == said(one.ask("describe", 0), DescribeReply)["validation_patients"] > 0
-    assert 0 < document["loss"] < 10
+    assert document["exact"]["patients"] == said(one.ask("describe", 0), DescribeReply)["validation_patients"] > 0
+    assert 0 < document["exact"]["loss"] < 10
+    assert document["noisy"] is None
+
+
+def test_evaluation_in_a_private_study_gives_noisy_sums_only(node: Any) -> None:
+    one = node(privacy=PRIVATE, evaluation={"validation_fraction": 0.4})
+    document = said(one.ask("evaluate"), EvaluateReply)
+    assert document["exact"] is None
+    assert len(document["noisy"]["sums"]) == figure_count(one.study.task)
+    assert document["noisy"]["noise_stddev"] > 0.1
 
 
 def test_a_site_without_validation_patients_says_so(node: Any) -> None:
     one = node(evaluation={"validation_fraction": 0.0})
     document = said(one.ask("evaluate"), EvaluateReply)
-    assert (document["patients"], document["loss"], document["metric"]) == (0, None, None)
+    assert (document["exact"], document["noisy"]) == (None, None)
 
 
 def test_the_same_round_asked_twice_gives_the_same_update(node: Any) -> None:
@@ -231,7 +244,7 @@ def test_images_that_vanished_are_refused_without_their_names(node: Any) -> None
 
 
 def test_a_site_too_small_for_the_study_says_so_before_the_first_round(node: Any) -> None:
-    one = node(privacy={**PRIVATE, "delta": 0.2})
+    one = node(privacy={**PRIVATE, "delta": 0.9})
     check_refused(one.ask("describe", 0), "EF-401", one.hospital)
     check_refused(one.ask("train"), "EF-401", one.hospital)
 

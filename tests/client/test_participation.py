@@ -1,34 +1,36 @@
 """A site's part in a study: rounds, layers of its own, calibration kept, and what it refuses."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from echofed.client.calibration import FILE_NAME, noise_multiplier
+from echofed.client.calibration import FILE_NAME, count_mechanism, noise_multiplier
 from echofed.client.participation import Participation
 from echofed.client.personal import read_personal, write_personal
 from echofed.client.site import Site, open_site
 from echofed.learning.models import build_model, initial_parameters
-from echofed.privacy.accounting import epsilon_spent
+from echofed.privacy.accounting import Mechanism, epsilon_spent
+from echofed.privacy.budget import delta_for
 from echofed.protocol.errors import (
     ArraysError,
+    LedgerError,
     NonFiniteLossError,
-    NoPatientsError,
     ParametersError,
     PrivacyParameterError,
-    RepeatedRoundError,
+    TooFewPatientsError,
     WireError,
 )
+from echofed.protocol.messages import NoisyFigures
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
 from echofed.simulations.phantoms import random_phantoms
 from tests.client.conftest import Hospital
 from tests.studies import PRIVATE, make_study
 
-RDP = {**PRIVATE, "accountant": "rdp"}
 SCATTERING = {"name": "scattering", "scales": 2, "angles": 2, "projection": 16}
 
 
@@ -50,8 +52,8 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def test_a_round_is_a_function_of_the_seed_the_round_and_the_parameters(site: Site) -> None:
-    part, shared = take_part(make_study(privacy=RDP), site)
-    other, _ = take_part(make_study(privacy=RDP), site, seed=1)
+    part, shared = take_part(make_study(privacy=PRIVATE), site)
+    other, _ = take_part(make_study(privacy=PRIVATE), site, seed=1)
     part.train({name: array + 1 for name, array in shared.items()}, 2)
     update = part.train(shared, 1).update
     assert same(update, part.train(shared, 1).update)
@@ -59,48 +61,107 @@ def test_a_round_is_a_function_of_the_seed_the_round_and_the_parameters(site: Si
     assert not same(update, other.train(shared, 1).update)
 
 
-def test_without_a_seed_a_private_round_is_trained_once_even_after_a_restart(site: Site) -> None:
-    study = make_study(privacy=RDP)
-    part, shared = take_part(study, site, seed=None)
-    part.train(shared, 1)
-    for again in (part, take_part(study, open_site(site.state_folder), seed=None)[0]):
-        with pytest.raises(RepeatedRoundError):
-            again.train(shared, 1)
-    part.train(shared, 2)
-
-
 def test_without_a_seed_no_two_trainings_are_alike(site: Site) -> None:
-    part, shared = take_part(make_study(), site, seed=None)
+    part, shared = take_part(make_study(privacy=PRIVATE), site, seed=None)
     assert not same(part.train(shared, 1).update, part.train(shared, 1).update)
 
 
 def test_the_spent_privacy_adds_up_to_the_epsilon_agreed(site: Site) -> None:
-    study = make_study(privacy=RDP, federation={"rounds": 5})
+    study = make_study(privacy=PRIVATE, federation={"rounds": 5})
     part, shared = take_part(study, site)
     spent = part.train(shared, 5).spent
     assert spent is not None
     assert spent.steps == study.steps == 10
-    epsilon = epsilon_spent(spent.noise_multiplier, spent.sampling_probability, spent.steps, spent.delta, "rdp")
-    assert 0.95 * 8 < epsilon <= 8
+    training = Mechanism(spent.noise_multiplier, spent.sampling_probability, spent.steps)
+    assert 0.95 * 8 < epsilon_spent([count_mechanism(study), training], spent.delta) <= 8
+    one_round = part.training_mechanism
+    assert one_round == Mechanism(spent.noise_multiplier, spent.sampling_probability, study.training.local_steps)
+
+
+def test_the_figures_of_all_evaluated_rounds_cost_the_epsilon_agreed(site: Site) -> None:
+    study = make_study(privacy=PRIVATE, federation={"rounds": 10}, evaluation={"every_rounds": 4})
+    part, _ = take_part(study, site)
+    mechanism = part.figures_mechanism
+    assert mechanism is not None
+    assert study.evaluations == 3
+    delta = delta_for(part.training_patients or 0)
+    assert 0.95 * 8 < epsilon_spent([mechanism] * 3, delta) <= 8
+
+
+def test_the_number_of_patients_a_private_study_hears_is_noisy_and_drawn_once(site: Site) -> None:
+    true = site.count_patients(make_study())["training"]
+    said = []
+    for seed in range(20):
+        part, _ = take_part(make_study(privacy=PRIVATE), site, seed=seed)
+        assert part.training_patients == part.training_patients
+        assert part.describe() == {"training": part.training_patients}
+        said.append(part.training_patients)
+    assert len(set(said)) > 5
+    assert min(count or 0 for count in said) >= 1
+    # Without a seed it is drawn from the operating system, and kept.
+    study = make_study(privacy=PRIVATE, title="Another")
+    first = take_part(study, site, seed=None)[0].training_patients
+    again = take_part(study, open_site(site.state_folder), seed=None)[0].training_patients
+    assert first == again
+    assert take_part(make_study(), site)[0].training_patients == true
+
+
+def test_a_damaged_count_is_not_drawn_again(site: Site) -> None:
+    study = make_study(privacy=PRIVATE)
+    part, _ = take_part(study, site, seed=None)
+    assert part.training_patients
+    (site.state_folder / "counts" / study.hash).write_text("")
+    with pytest.raises(LedgerError, match="does not hold a number"):
+        assert part.training_patients
+
+
+@pytest.mark.parametrize("minimum", [14, 100])
+def test_numbers_under_the_minimum_are_not_told(site: Site, minimum: int) -> None:
+    part, _ = take_part(make_study(evaluation={"minimum_patients": minimum}), site)
+    counts = site.count_patients(part.study)
+    assert part.describe() == {split: count for split, count in counts.items() if count >= minimum}
+    assert part.training_patients == max(minimum, counts["training"])
+
+
+def test_a_site_under_the_minimum_takes_no_part_in_a_private_study(site: Site) -> None:
+    study = make_study(privacy=PRIVATE, evaluation={"minimum_patients": 100})
+    part, shared = take_part(study, site)
+    assert part.describe() is None
+    for ask in (part.train, part.figures):
+        with pytest.raises(TooFewPatientsError) if ask == part.train else nullcontext():
+            assert ask(shared, 1) is None
+
+
+def test_noisy_figures_are_near_the_exact_ones(hospital: Hospital) -> None:
+    hospital.fill(400)
+    site = hospital.registered()
+    study = make_study(privacy=PRIVATE, evaluation={"validation_fraction": 0.5, "every_rounds": 2})
+    part, shared = take_part(study, site)
+    figures = part.figures(shared, 2)
+    assert isinstance(figures, NoisyFigures)
+    patients = site.count_patients(study)["validation"]
+    assert abs(sum(figures.sums) - patients) < 4 * figures.noise_stddev * len(figures.sums) ** 0.5
+    with pytest.raises(WireError, match="does not evaluate"):
+        part.figures(shared, 1)
 
 
 def test_calibration_is_worked_out_once(site: Site, hospital: Hospital) -> None:
-    study = make_study(privacy=RDP)
-    sigma = noise_multiplier(study, 12, hospital.state)
+    study = make_study(privacy=PRIVATE)
+    sigma = noise_multiplier(study, "training", 12, hospital.state)
     path = hospital.state / FILE_NAME
     known = json.loads(path.read_text())
     assert list(known.values()) == [sigma]
     path.write_text(json.dumps(dict.fromkeys(known, 3.5)))
-    assert noise_multiplier(study, 12, hospital.state) == 3.5
-    assert noise_multiplier(study, 13, hospital.state) != 3.5
+    assert noise_multiplier(study, "training", 12, hospital.state) == 3.5
+    assert noise_multiplier(study, "training", 13, hospital.state) != 3.5
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": -1.0}'])
 def test_a_damaged_calibration_is_worked_out_again(site: Site, hospital: Hospital, damage: str) -> None:
-    study = make_study(privacy=RDP)
-    sigma = noise_multiplier(study, 12, hospital.state)
+    study = make_study(privacy=PRIVATE)
+    sigma = noise_multiplier(study, "training", 12, hospital.state)
     (hospital.state / FILE_NAME).write_text(damage)
-    assert noise_multiplier(study, 12, hospital.state) == sigma
+    assert noise_multiplier(study, "training", 12, hospital.state) == sigma
 
 
 def test_a_fixed_encoder_gives_the_same_with_and_without_its_cache(site: Site) -> None:
@@ -152,7 +213,7 @@ def test_what_was_not_agreed_is_refused(site: Site) -> None:
 
 
 def test_a_promise_that_cannot_be_kept_is_refused_when_asked_first(site: Site) -> None:
-    part, shared = take_part(make_study(privacy={**RDP, "delta": 0.5}), site)
+    part, shared = take_part(make_study(privacy={**PRIVATE, "delta": 0.5}), site)
     with pytest.raises(PrivacyParameterError, match="protects nobody"):
         part.describe()
     with pytest.raises(PrivacyParameterError, match="protects nobody"):
@@ -170,12 +231,21 @@ def test_a_loss_that_is_not_finite_is_an_error(site: Site) -> None:
     assert part.train(shared, 1).update
 
 
+def test_nothing_made_of_a_private_patient_is_an_error(site: Site) -> None:
+    """An error in place of an answer would tell whether a patient took part."""
+    part, shared = take_part(make_study(privacy=PRIVATE, evaluation={"validation_fraction": 0.4}), site)
+    huge = {name: np.full_like(array, 1e30) for name, array in shared.items()}
+    assert isinstance(part.figures(huge, 1), NoisyFigures)
+    assert part.train(huge, 1).update
+
+
 def test_a_site_with_no_usable_patient_describes_itself_and_cannot_train(site: Site) -> None:
     task = {"kind": "binary", "labels": ("cyst", "solid")}
-    part, shared = take_part(make_study(task=task), site)
-    assert part.describe() == {"training": 0, "validation": 0, "test": 0}
-    with pytest.raises(NoPatientsError):
-        part.train(shared, 1)
+    for privacy in ({"unit": "none"}, PRIVATE):
+        part, shared = take_part(make_study(task=task, privacy=privacy), site)
+        assert part.describe() is None
+        with pytest.raises(TooFewPatientsError):
+            part.train(shared, 1)
 
 
 def test_parameters_of_another_model_are_refused(site: Site) -> None:
@@ -187,5 +257,5 @@ def test_parameters_of_another_model_are_refused(site: Site) -> None:
 
 
 def test_the_cache_of_calibrations_is_private_to_the_site(site: Site, hospital: Hospital) -> None:
-    noise_multiplier(make_study(privacy=RDP), 12, hospital.state)
+    noise_multiplier(make_study(privacy=PRIVATE), "training", 12, hospital.state)
     assert [path.name for path in hospital.state.glob(f"{FILE_NAME}*")] == [Path(FILE_NAME).name]
