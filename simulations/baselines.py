@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echofed.learning.engine import train
+from echofed.client.calibration import count_mechanism
+from echofed.learning.engine import PatientPrivacy, train
 from echofed.learning.evaluation import evaluate
 from echofed.learning.examples import Examples
-from echofed.learning.models import StudyModel, load_parameters, read_parameters
-from echofed.learning.randomness import NoiseSource, generator
+from echofed.learning.models import StudyModel, load_parameters, read_parameters, trainable_names
+from echofed.learning.randomness import generator
 from echofed.privacy.accounting import noise_multiplier_for
 from echofed.privacy.budget import delta_for
+from echofed.privacy.randomness import random_words
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.study import LOWER_IS_BETTER, Study
 
@@ -55,7 +57,7 @@ def train_alone(
     validation: Examples | None,
     seed: int,
 ) -> Baseline:
-    """Train one model on one set of examples, and keep the round that is best on validation.
+    """Train one model on one set of examples, and keep the round that is best on validation, or the last if private.
 
     It takes as many steps as each site takes in the federation, in as many rounds, with the same privacy: its noise is
     calibrated to the same epsilon for the patients it trains on.
@@ -70,7 +72,7 @@ def train_alone(
         seed: of the simulation.
     """
     load_parameters(model, initial)
-    learnt = [parameter for parameter, tensor in model.named_parameters() if tensor.requires_grad]
+    learnt = trainable_names(model)
     sign = -1 if study.metric in LOWER_IS_BETTER else 1
     sigma = _noise(study, training.patients)
     best: Baseline | None = None
@@ -81,11 +83,18 @@ def train_alone(
             model,
             training,
             study,
-            rng=generator(seed, "sampling", *context),
-            noise=None if sigma is None else NoiseSource(sigma, seed, context),
+            rng=generator(seed, "training", *context),
+            privacy=None
+            if sigma is None
+            else PatientPrivacy(sigma, training.patients, random_words(seed, "privacy", *context)),
+            steps_before=(round_number - 1) * study.training.local_steps,
         )
         last = round_number == study.federation.rounds
-        if validation is not None and (last or round_number % study.evaluation.every_rounds == 0):
+        if (
+            validation is not None
+            and not study.is_private
+            and (last or round_number % study.evaluation.every_rounds == 0)
+        ):
             metric = evaluate(model, validation, study).metric
             if metric is not None and sign * metric > best_metric:
                 best_metric, best = sign * metric, Baseline(name, read_parameters(model, learnt), round_number)
@@ -107,4 +116,4 @@ def _noise(study: Study, patients: int) -> float | None:
     assert study.privacy.epsilon is not None
     delta = delta_for(patients, study.privacy.delta)
     probability = study.training.sampling_probability
-    return noise_multiplier_for(study.privacy.epsilon, delta, probability, study.steps, study.privacy.accountant)
+    return noise_multiplier_for(study.privacy.epsilon, delta, probability, study.steps, (count_mechanism(study),))

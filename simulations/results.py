@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from echofed.client.calibration import count_mechanism
 from echofed.client.participation import Participation
 from echofed.client.site import open_site
 from echofed.learning.models import build_model, load_parameters
-from echofed.privacy.accounting import epsilon_spent
+from echofed.privacy.accounting import Mechanism, epsilon_spent
 from echofed.protocol.arrays import Parameters, encode_parameters
 from echofed.protocol.errors import NoPatientsError, RunError
+from echofed.protocol.figures import calibration_of
 from echofed.protocol.messages import SpentPrivacy
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import STUDY_FILE, read_study_folder
@@ -91,6 +93,7 @@ def write_results(run: Run, report: Report = silent) -> None:
         **_facts(run, study, rounds, best_round),
         "sites": [_site(study, folder, run, rounds) for folder in run.site_folders],
         "rounds": _rounds(study, rounds),
+        "told": _told(study, rounds),
         "test": {"unit": "patient", "labels": list(study.task.labels), **summarise(study, scores, run.seed)},
         # The model still holds the best parameters here; comparing replaces them.
         "samples": sample_predictions(study, model, parts) if run.phantoms else [],
@@ -206,7 +209,7 @@ def _rounds(study: Study, rounds: Sequence[Round]) -> list[dict[str, Any]]:
             "seconds": record.seconds,
             "bytes_down": record.bytes_down,
             "bytes_up": record.bytes_up,
-            "replied": [site for site, one in record.sites.items() if one.training_seconds is not None],
+            "replied": [site for site, one in record.sites.items() if one.trained],
             "refused": record.refused,
             "training_loss": {site: one.training_loss for site, one in record.sites.items()},
             "validation": {
@@ -219,6 +222,7 @@ def _rounds(study: Study, rounds: Sequence[Round]) -> list[dict[str, Any]]:
                 if one.validation_patients
             },
             "validation_metric": record.validation_metric,
+            "validation_noise": record.validation_noise,
             "validation_loss": record.validation_loss,
             "epsilon": {
                 site: _epsilon(study, one.spent)
@@ -230,7 +234,20 @@ def _rounds(study: Study, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     ]
 
 
+def _told(study: Study, rounds: Sequence[Round]) -> dict[str, Any] | None:
+    """Return what a private study's coordinator knows of the last evaluated model; None if it knows nothing."""
+    last = next((record for record in reversed(rounds) if record.figures is not None), None)
+    if last is None or last.figures is None:
+        return None
+    bins = calibration_of(study.task, np.array(last.figures.sums)) if study.task.kind == "binary" else []
+    return {
+        "round_number": last.round_number,
+        "metric": last.validation_metric,
+        "noise": last.validation_noise,
+        "calibration": [[one.mean_score, one.positive_rate, one.patients] for one in bins],
+    }
+
+
 def _epsilon(study: Study, spent: SpentPrivacy) -> float:
-    return epsilon_spent(
-        spent.noise_multiplier, spent.sampling_probability, spent.steps, spent.delta, study.privacy.accountant
-    )
+    training = Mechanism(spent.noise_multiplier, spent.sampling_probability, spent.steps)
+    return epsilon_spent([count_mechanism(study), training], spent.delta)

@@ -150,7 +150,7 @@ def _cohort(study: Study, grid: Grid, sites: list[Path], report: Report) -> tupl
     report("Preparing images", 0, len(sites))
     described, failed = describe_sites(study, grid, lambda done: report("Preparing images", done, len(sites)))
     folders = {folder.name: folder for folder in sites}
-    unusable = [reply.site for reply in described.values() if not reply.training_patients]
+    unusable = [reply.site for reply in described.values() if not reply.can_train]
     left_out = {site: _why_unusable(folders[site], study) for site in unusable}
     # A site that cannot say its name can still be told by its place: nodes of the pool count from 1.
     left_out |= {sites[node - 1].name if node <= len(sites) else f"node {node}": why for node, why in failed.items()}

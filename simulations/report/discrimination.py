@@ -14,6 +14,7 @@ from echofed.simulations.report.drawing import (
     FULL_INCHES,
     GREY,
     HALF_INCHES,
+    ORANGE,
     OVERALL,
     Line,
     Plot,
@@ -113,6 +114,7 @@ def reliability(results: Results) -> Plot | None:
     measure = calibration(results)
     if measure is None:
         return None
+    told = results.told.calibration if results.told else ()
 
     def draw() -> "Figure":
         figure = new_figure(HALF_INCHES, 3.9)
@@ -120,6 +122,11 @@ def reliability(results: Results) -> Plot | None:
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
         predicted, observed = zip(*((b.mean_score, b.observed_fraction) for b in measure.bins), strict=True)
         upper.plot(predicted, observed, color=BLUE, marker="o", markersize=4, clip_on=False, zorder=3)
+        if told:
+            scores_told, rates, _ = zip(*told, strict=True)
+            upper.plot(
+                scores_told, rates, color=ORANGE, linestyle="", marker="s", markersize=3, clip_on=False, zorder=2
+            )
         upper.set_xlim(-0.01, 1.01)
         upper.set_ylim(-0.01, 1.01)
         upper.set_ylabel("how often it was so")
@@ -137,6 +144,7 @@ def reliability(results: Results) -> Plot | None:
         f"Can the model's probabilities be taken at their word? {measure.what} On the diagonal they can; below it they "
         "are too high. The bars count what each dot stands for. Brier score and expected calibration error (ECE): 0 is "
         "perfect."
+        + (" Orange squares: what the coordinator is told of validation patients, with privacy noise." if told else "")
     )
     return Plot("calibration", "result", "Calibration", caption, HALF_INCHES, draw)
 

@@ -79,6 +79,7 @@ class Round(_Part):
     training_loss: dict[str, Number] = {}
     validation: dict[str, Validation] = {}
     validation_metric: Number = None
+    validation_noise: Number = None
     validation_loss: Number = None
     epsilon: dict[str, Number] = {}
 
@@ -89,6 +90,15 @@ class Measured(_Part):
     metric: Number = None
     interval: tuple[Number, Number] | None = None
     patients: int = 0
+
+
+class Told(_Part):
+    """What a private study's coordinator knows: noisy figures on validation patients; bins are score, rate and patients."""
+
+    round_number: int
+    metric: Number = None
+    noise: Number = None
+    calibration: tuple[tuple[float, float, float], ...] = ()
 
 
 class Comparison(Measured):
@@ -150,6 +160,7 @@ class Results(_Part):
     completed: bool = True
     sites: tuple[Site, ...] = ()
     rounds: tuple[Round, ...] = ()
+    told: Told | None = None
     test: FinalTest = FinalTest()
     comparisons: tuple[Comparison, ...] = ()
     samples: tuple[Sample, ...] = ()

@@ -81,8 +81,8 @@ def privacy_table(results: Results) -> str:
         ("Site", "Sampling probability", "Noise multiplier", "ε spent", "δ"),
         rows,
         "Privacy at each site, for adding or removing one patient with all images. Limit of the study: ε "
-        f"{number(privacy.epsilon)}; clipping norm {number(privacy.clipping_norm)}; accountant "
-        f"{privacy.accountant.upper()}.",
+        f"{number(privacy.epsilon)}; clipping norm "
+        f"{number(privacy.clipping_norm)}.",
     )
 
 

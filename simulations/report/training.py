@@ -97,6 +97,8 @@ def learning_curves(results: Results) -> Plot | None:
     overall_loss = _series(results, [r.validation_loss for r in results.rounds])
     if not (overall or overall_loss or any(metric.values()) or any(loss.values())):
         return None
+    if results.private:
+        return _told_curve(results)
     name = results.metric_name
 
     def draw() -> "Figure":
@@ -115,6 +117,28 @@ def learning_curves(results: Results) -> Plot | None:
         f"{name} is better, lower loss is better).{many}{best}"
     )
     return Plot("learning-curves", "training", "Learning curves", caption, FULL_INCHES, draw)
+
+
+def _told_curve(results: Results) -> Plot:
+    """The metric as the coordinator of a private study is told it, with the error that noise gives it."""
+    name = results.metric_name
+    told = [r for r in results.rounds if r.validation_metric is not None]
+
+    def draw() -> "Figure":
+        figure = new_figure(FULL_INCHES, 2.8)
+        axes = figure.subplots()
+        rounds, values = [r.round_number for r in told], [r.validation_metric or 0.0 for r in told]
+        errors = [r.validation_noise or 0.0 for r in told]
+        axes.errorbar(rounds, values, errors, color=BLACK, marker="o", markersize=4, linewidth=1.2, capsize=3)
+        axes.set_xlabel("round")
+        axes.set_ylabel(f"{name[0].upper()}{name[1:]}, with privacy noise")
+        return figure
+
+    caption = (
+        f"{name[0].upper()}{name[1:]} on validation patients as the coordinator is told it: sums over patients, with noise that "
+        "hides each; bars are one standard error of the noise. The last round is published, whatever they say."
+    )
+    return Plot("learning-curves", "training", "Learning curve", caption, FULL_INCHES, draw)
 
 
 def privacy_budget(results: Results) -> Plot | None:

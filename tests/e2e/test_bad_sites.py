@@ -20,7 +20,6 @@ from tests.small_simulations import draw_sites, small_study, source, write_study
 from tests.studies import PRIVATE
 
 Rows = list[dict[str, str]]
-RDP = {**PRIVATE, "accountant": "rdp"}
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def test_one_patient_and_odd_images(tmp_path: Path, data: Path) -> None:
 
 def test_a_private_study_leaves_out_a_site_it_could_not_protect(tmp_path: Path, data: Path) -> None:
     # delta 0.11 is below 1 / 8 and above 1 / 10, so it depends on the number of training patients.
-    results = run(tmp_path, data, small_study("multiclass", privacy={**RDP, "delta": 0.115}))
+    results = run(tmp_path, data, small_study("multiclass", privacy={**PRIVATE, "delta": 0.115}))
     sites = {site["name"]: site for site in results["sites"]}
     unprotected = {name for name, site in sites.items() if site["patients"]["training"] >= 1 / 0.115}
     assert unprotected == {"north"}

@@ -10,9 +10,7 @@ from echofed.simulations.run import Simulation, simulate_study
 from tests.small_simulations import small_study, source, write_study
 from tests.studies import PRIVATE
 
-STUDY = small_study(
-    privacy={**PRIVATE, "accountant": "rdp"}, strategy={"preset": "FedAdam"}, federation={"minimum_replies": 2}
-)
+STUDY = small_study(privacy=PRIVATE, strategy={"preset": "FedAdam"}, federation={"minimum_replies": 2})
 
 
 @pytest.fixture(scope="module")

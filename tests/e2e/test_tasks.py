@@ -15,17 +15,16 @@ from echofed.simulations.run import Simulation, simulate_study
 from tests.small_simulations import PATIENTS, small_study, source, write_study
 from tests.studies import PRIVATE
 
-RDP = {**PRIVATE, "accountant": "rdp"}
 SCATTERING = {"name": "scattering", "scales": 3, "angles": 4}
 STUDIES: dict[str, Study] = {
     "binary, private": small_study("binary", model=SCATTERING, privacy=PRIVATE),
     "multiclass": small_study("multiclass", strategy={"weighting": "patients"}),
-    "multilabel, private": small_study("multilabel", privacy=RDP),
+    "multilabel, private": small_study("multilabel", privacy=PRIVATE),
     "segmentation": small_study(
         "segmentation", training={"optimizer": "adam", "learning_rate": 0.01, "local_steps": 1}
     ),
     "regression": small_study("regression", model=SCATTERING),
-    "exam, private": small_study("exam", privacy=RDP),
+    "exam, private": small_study("exam", privacy=PRIVATE),
 }
 
 

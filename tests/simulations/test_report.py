@@ -456,9 +456,9 @@ def test_one_site_and_one_round(tmp_path: Path) -> None:
 
 def test_many_sites_and_rounds_stay_legible(tmp_path: Path) -> None:
     names = tuple(f"Hospital {i + 1:02d}" for i in range(46))
-    page = page_of(synthetic_results(names=names, rounds=300), tmp_path)
+    page = page_of(synthetic_results(names=names, rounds=300, private=False), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
-    drawings = page.source.split("<figure")
+    drawings = [part.split("</figure>")[0] for part in page.source.split("<figure")]
     curves = next(part for part in drawings if 'id="learning-curves"' in part)
     assert "Hospital" not in curves
     assert "each site" in curves
@@ -467,12 +467,36 @@ def test_many_sites_and_rounds_stay_legible(tmp_path: Path) -> None:
 
 
 def test_a_site_keeps_its_colour_where_another_has_nothing_to_show(tmp_path: Path) -> None:
-    results = synthetic_results()
+    results = synthetic_results(private=False)
     site_without_a_metric(results)
-    curves = next(part for part in page_of(results, tmp_path).source.split("<figure") if 'id="learning-curves"' in part)
+    source = page_of(results, tmp_path).source
+    curves = next(part for part in source.split("<figure") if 'id="learning-curves"' in part).split("</figure>")[0]
     # Vermillion: the second site's lines in both panels and in the legend, though the first has no metric.
     assert len(re.findall(r"<path[^>]*stroke: #d55e00", curves)) == 3
     assert curves.count(">GE Logiq 7<") == 1
+
+
+def test_a_private_report_shows_what_the_coordinator_is_told(tmp_path: Path) -> None:
+    results = synthetic_results()
+    for one in results["rounds"]:
+        one["validation"] = {}
+        due = one["round_number"] % 10 == 0
+        one |= {
+            "validation_metric": 0.8 if due else None,
+            "validation_noise": 0.03 if due else None,
+            "validation_loss": None,
+        }
+    results["told"] = {
+        "round_number": 30,
+        "metric": 0.8,
+        "noise": 0.03,
+        "calibration": [[0.2, 0.25, 40.0], [0.8, 0.7, 33.1]],
+    }
+    page = page_of(results, tmp_path)
+    assert "with noise that hides each" in page.text
+    assert "Orange squares" in page.text
+    curves = next(part for part in page.source.split("<figure") if 'id="learning-curves"' in part)
+    assert "with privacy noise" in curves
 
 
 def test_trouble_is_counted(tmp_path: Path) -> None:
