@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench audit clean
 
 demo: $(VENV)/research.installed ## a private federated study on phantoms, from nothing to its report
 	$(BIN)/echofed demo
@@ -22,8 +22,14 @@ check: $(VENV)/development.installed ## lint, types, import contracts, packaging
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_packaging.py
 
+soak: $(VENV)/development.installed ## a site process killed 500 times; about 10 minutes
+	ECHOFED_KILLS=500 $(BIN)/python -m pytest -q -s tests/client/test_killed_releases.py
+
 bench: $(VENV)/development.installed ## every measured claim; takes about an hour on two cores
 	$(BIN)/python -m benchmarks.run
+
+audit: $(VENV)/development.installed ## attack the training engine, and four broken ones; about two minutes
+	$(BIN)/python -m benchmarks.privacy_audit
 
 clean: ## remove what make made
 	rm -rf $(VENV) .typing build dist *.egg-info

@@ -22,11 +22,11 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
 from echofed.learning.batches import batches, cuts
-from echofed.learning.engine import train
+from echofed.learning.engine import PatientPrivacy, train
 from echofed.learning.examples import Examples
 from echofed.learning.models import StudyModel, build_model
-from echofed.learning.randomness import NoiseSource
 from echofed.learning.tasks import item_losses
+from echofed.privacy.randomness import random_words
 from echofed.protocol.study import Study
 
 TARGET_RATIO = 1.1
@@ -77,11 +77,11 @@ def _time_case(case: Case, repeats: int) -> list[dict[str, Any]]:
     examples = _examples(case, private)
     model = build_model(private)
     starts = [parameter.detach().clone() for parameter in model.parameters()]
-    noise = NoiseSource(1.0, seed=0)
+    privacy = PatientPrivacy(1.0, examples.patients, random_words(0))
 
     def step(study: Study, threads: int) -> Callable[[], object]:
-        given = noise if study.is_private else None
-        return lambda: train(model, examples, study, rng=np.random.default_rng(0), noise=given, threads=threads)
+        given = privacy if study.is_private else None
+        return lambda: train(model, examples, study, rng=np.random.default_rng(0), privacy=given, threads=threads)
 
     engines: dict[tuple[str, int], Callable[[], object]] = {
         (name, threads): step(study, threads)

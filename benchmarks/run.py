@@ -8,7 +8,15 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-MODULES = ("private_step", "simulation_speed", "demo_time", "breast")
+MODULES = (
+    "private_step",
+    "simulation_speed",
+    "demo_time",
+    "breast",
+    "private_variants",
+    "private_figures",
+    "privacy_audit",
+)
 
 
 def main() -> None:
