@@ -22,6 +22,7 @@ COMMANDS = (
     "study schema",
     "site register",
     "site check",
+    "site budget",
     "simulate",
     "report",
 )
@@ -29,7 +30,8 @@ FASTER = {
     r"rounds: \d+": "rounds: 2",
     r"image_size_px: \d+": "image_size_px: 32",
     r"  name: scattering ": "  width: 8\n  blocks: 1\n  name: small_resnet ",
-    r"  unit: patient ": "  accountant: rdp\n  unit: patient ",
+    r"centring_rounds: \d+": "centring_rounds: 0",
+    r"  test_fraction: 0.2 ": "  minimum_patients: 1\n  test_fraction: 0.2 ",
 }
 """A new study is there to be edited; the edits only save time."""
 
