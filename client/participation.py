@@ -171,7 +171,7 @@ class Participation:
             self.model,
             self.examples("training"),
             self.study,
-            rng=generator(self.seed, "training", *context),
+            rng=generator(self.seed, "sampling", *context),
             privacy=None
             if spent is None
             else PatientPrivacy(spent.noise_multiplier, patients, random_words(self.seed, "privacy", *context)),

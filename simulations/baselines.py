@@ -83,7 +83,7 @@ def train_alone(
             model,
             training,
             study,
-            rng=generator(seed, "training", *context),
+            rng=generator(seed, "sampling", *context),
             privacy=None
             if sigma is None
             else PatientPrivacy(sigma, training.patients, random_words(seed, "privacy", *context)),

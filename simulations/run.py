@@ -166,6 +166,9 @@ def _cohort(study: Study, grid: Grid, sites: list[Path], report: Report) -> tupl
 
 def _why_unusable(folder: Path, study: Study) -> str:
     found = open_site(folder).check(study)
+    if study.is_private and found.patients["training"]:
+        minimum = study.evaluation.minimum_patients
+        return f"It has {found.patients['training']} training patients; a private study takes {minimum} or more."
     reasons = sorted(found.quarantined.items(), key=lambda item: -item[1])[:3]
     reasons += [(f"label '{label}'", count) for label, count in found.unknown_labels.items()][:3]
     counts = "; ".join(f"{reason}: {count} images" for reason, count in reasons)

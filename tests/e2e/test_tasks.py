@@ -66,7 +66,10 @@ def _check_sites(study: Study, results: dict[str, Any]) -> None:
             # Calibrated: all of the study's epsilon may be spent, and no more.
             assert 0.9 * study.privacy.epsilon < site["spent"]["epsilon"] <= study.privacy.epsilon
             assert site["spent"]["steps"] == study.steps
-            assert site["spent"]["delta"] == pytest.approx(1 / (10 * site["patients"]["training"]))
+            # One in ten times the noisy number of patients, which is a whole number.
+            said = 1 / (10 * site["spent"]["delta"])
+            assert round(said) == pytest.approx(said)
+            assert 1 <= said < 60
 
 
 def _check_rounds(study: Study, results: dict[str, Any]) -> None:
@@ -99,7 +102,10 @@ def _check_test(study: Study, results: dict[str, Any]) -> None:
         assert 0 < pooled["metric"] < 60
     elif pooled["metric"] is not None:
         assert 0 <= pooled["metric"] <= 1
-    assert math.isfinite(results["rounds"][-1]["validation_loss"])
+    if study.is_private:
+        assert results["rounds"][-1]["validation_loss"] is None
+    else:
+        assert math.isfinite(results["rounds"][-1]["validation_loss"])
 
 
 def _check_models(study: Study, out: Path, results: dict[str, Any]) -> None:
