@@ -22,10 +22,10 @@ check: $(VENV)/development.installed ## lint, types, import contracts, packaging
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_packaging.py
 
-soak: $(VENV)/development.installed ## a site process killed 500 times; about 10 minutes
+soak: $(VENV)/development.installed ## a site process killed 500 times; about 20 minutes
 	ECHOFED_KILLS=500 $(BIN)/python -m pytest -q -s tests/client/test_killed_releases.py
 
-bench: $(VENV)/development.installed ## every measured claim; takes about an hour on two cores
+bench: $(VENV)/development.installed ## every measured claim; takes about two hours on two cores
 	$(BIN)/python -m benchmarks.run
 
 audit: $(VENV)/development.installed ## attack the training engine, and four broken ones; about two minutes
