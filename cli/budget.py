@@ -6,6 +6,7 @@ from pathlib import Path
 from echofed.client.ledger import read_ledger
 from echofed.client.ledger_chain import LEDGER_PATH, Chain, Entry
 from echofed.client.policy import FILE_NAME, SitePolicy, limits_for, load_policy
+from echofed.client.public_count import count_path
 from echofed.client.registry import count_patients, open_registry
 from echofed.client.site import open_site
 from echofed.client.spending_plan import spends_to_come
@@ -48,6 +49,7 @@ def _policy_lines(state_folder: Path, policy: SitePolicy, patients: int, limits:
         f"A study   up to epsilon {policy.epsilon_per_study:g} at the study's delta; without privacy: {allowed}",
         f"Minimum   {policy.minimum_patients} patients",
         f"Witness   {policy.ledger_witness}"
+        + ("" if policy.ledger_witness.parent.is_dir() else " (its folder does not exist: nothing will leave)")
         if policy.ledger_witness
         else "Witness   none; restoring the whole state folder from an old copy would go unnoticed",
     ]
@@ -65,7 +67,8 @@ def _ledger_lines(state_folder: Path, chain: Chain | None) -> list[str]:
 
 
 def _study_lines(entries: tuple[Entry, ...], limits: Limits) -> list[str]:
-    lines = [f"{'Study':{_TITLE_WIDTH}}  {'Hash':12}  Rounds  Epsilon  Mechanisms"] if entries else []
+    heading = f"{'Study':{_TITLE_WIDTH}}  {'Hash':12}  Rounds  Epsilon at delta {limits.delta:.2g}, and mechanisms"
+    lines = [heading] if entries else []
     for study in dict.fromkeys(entry.study_hash for entry in entries):
         own = [entry for entry in entries if entry.study_hash == study]
         rounds = len({entry.round_number for entry in own if entry.purpose == "training"})
@@ -85,7 +88,11 @@ def _total_lines(spends: list[Spend], limits: Limits) -> list[str]:
     together = (
         f"epsilon {_up(total)} of {limits.epsilon_per_cohort:g} at delta {limits.delta:.2g}, all studies together"
     )
-    return [f"Spent     {together}", f"Left      room for a further study of epsilon {_down(left)} or less"]
+    return [
+        f"Spent     {together}",
+        f"Left      room for a further study of epsilon {_down(left)} or less; what running studies are still to spend is not "
+        "taken off",
+    ]
 
 
 def _without_privacy_lines(entries: tuple[Entry, ...]) -> list[str]:
@@ -108,13 +115,17 @@ def _what_if_lines(
             heading,
             f"Takes no part: {training} training patients, the site's minimum is {policy.minimum_patients}.",
         ]
+    said = count_path(state_folder, study)
+    if study.is_private and said.exists():
+        training = int(said.read_text())
     to_come = spends_to_come(study, training, entries, state_folder)
     limits = limits_for(policy, patients, delta_for(training, study.privacy.delta) if study.is_private else None)
     own = [spend for spend in spends if spend.study_hash == study.hash] + to_come
     lines = [
         heading,
         f"To come   {_mechanisms(to_come) or 'NOTHING THAT NOISE COVERS'}",
-        f"Study     epsilon {_up(composed_epsilon(own, limits.study_delta))} of {policy.epsilon_per_study:g} "
+        f"Study     epsilon {'' if said.exists() else 'about '}{_up(composed_epsilon(own, limits.study_delta))} "
+        f"of {policy.epsilon_per_study:g} "
         f"at delta {limits.study_delta:.2g}",
         f"Together  epsilon {_up(composed_epsilon([*spends, *to_come], limits.delta))} of {policy.epsilon_per_cohort:g} "
         f"at delta {limits.delta:.2g}",

@@ -5,6 +5,7 @@ number of patients and the training steps together, a validation patient by the 
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,9 @@ def noise_multiplier(
     """
     assert study.privacy.epsilon is not None, "only a private study is calibrated"
     delta = delta_for(public_patients, study.privacy.delta)
-    check_budget(study.privacy.epsilon, delta, public_patients)
+    # The true number of patients is most likely below m and three times the noise in it.
+    surely = 0 if study.privacy.delta is None else math.ceil(3 * study.privacy.count_noise)
+    check_budget(study.privacy.epsilon, delta, public_patients + surely)
     beside = [count_mechanism(study)] if purpose == "training" else []
     probability = study.training.sampling_probability if purpose == "training" else 1.0
     steps = study.steps if purpose == "training" else study.evaluations

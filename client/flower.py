@@ -15,7 +15,7 @@ from echofed.client.releases import Releases
 from echofed.client.site import open_site
 from echofed.learning.models import StudyModel, build_model, load_parameters
 from echofed.protocol.arrays import Parameters
-from echofed.protocol.errors import EchoFedError, UnexpectedError, WireError
+from echofed.protocol.errors import EchoFedError, PrivacyError, StudyError, UnexpectedError, WireError
 from echofed.protocol.flower_records import content_bytes, content_from, read_document, read_parameters
 from echofed.protocol.messages import Instruction
 from echofed.protocol.study import Study
@@ -56,9 +56,13 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
                     lambda: content_bytes(answer(message, participation, instruction).content),
                 )
                 return Message(content_from(released), reply_to=message)
-            except EchoFedError as error:
+            except (WireError, StudyError, PrivacyError) as error:
                 LOG.warning("%s", error)
                 return refusal_message(message, error)
+            except EchoFedError as error:
+                LOG.warning("%s", error)
+                # What is wrong with data may be what is wrong with one patient's: a hospital says that something is.
+                return refusal_message(message, error if seed is not None else UnexpectedError("See above."))
             except Exception:
                 # Flower would send the exception's text to the coordinator; it may name files or quote data.
                 LOG.exception("An error nobody expected")

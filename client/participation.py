@@ -156,7 +156,7 @@ class Participation:
             WireError: the study has no such round; more rounds than agreed would cost more privacy than agreed.
             ArraysError: the global parameters are not those of the study's model.
             TooFewPatientsError: too few usable training patients.
-            NonFiniteLossError: the loss or the update is not finite.
+            NonFiniteLossError: without privacy, the loss or the update is not finite.
             PrivacyError: the study's epsilon has no meaning here.
         """
         start = time.monotonic()
@@ -181,8 +181,12 @@ class Participation:
         update = read_parameters(self.model, self._shared.keys())
         for name, array in update.items():
             array -= shared[name]
-        if not all(np.isfinite(array).all() for array in update.values()):
-            raise NonFiniteLossError("The update is not finite.")
+        for array in update.values():
+            if self.study.is_private:
+                # Noise has been drawn: an error would tell of it, and might be asked for again.
+                np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            elif not np.isfinite(array).all():
+                raise NonFiniteLossError("The update is not finite.")
         if self._initial_personal:
             write_personal(
                 self.site.state_folder,

@@ -109,9 +109,16 @@ def create_registry(state_folder: Path, settings: SiteSettings) -> None:
             _create(path, settings)
             return
         with open_registry(state_folder) as database:
-            if (name := read_settings(database).name) != settings.name:
+            before = read_settings(database)
+            if before.name != settings.name:
                 raise RegistrationError(
-                    f"{state_folder} belongs to site {name}.", remedy=f"Use another state folder for {settings.name}."
+                    f"{state_folder} belongs to site {before.name}.",
+                    remedy=f"Use another state folder for {settings.name}.",
+                )
+            if before.columns.patient != settings.columns.patient and read_ledger_id(database):
+                raise RegistrationError(
+                    f"The ledger counts what patients named by column {before.columns.patient} have spent.",
+                    remedy="Keep that column, or register in a new state folder.",
                 )
             with database:
                 _write_settings(database, settings)

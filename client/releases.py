@@ -1,7 +1,9 @@
 """What leaves a hospital in a study: paid for in the ledger, kept on disk, and only then sent."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -141,8 +143,11 @@ class Releases:
         policy = load_policy(self._state_folder)
         with open_registry(self._state_folder) as registry:
             cohort = count_patients(registry)
-        study_delta = delta_for(patients, self._study.privacy.delta) if patients and self._study.is_private else None
-        return limits_for(policy, cohort, study_delta)
+        privacy = self._study.privacy
+        study_delta = delta_for(patients, privacy.delta) if patients and privacy.epsilon else None
+        limits = limits_for(policy, cohort, study_delta)
+        # The study's own promise holds whatever more the hospital would allow.
+        return replace(limits, epsilon_per_study=min(limits.epsilon_per_study, privacy.epsilon or math.inf))
 
     def _ledger(self) -> Ledger:
         ledger, path = site_ledger(self._state_folder), count_path(self._state_folder, self._study)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from echofed.client.cache import keep_rows
 from echofed.client.image_cache import cached_images, cached_masks
 from echofed.client.registration import Progress, register
-from echofed.client.registry import Record, create_registry, open_registry, read_records, read_settings
+from echofed.client.registry import REGISTRY_FILE, Record, create_registry, open_registry, read_records, read_settings
 from echofed.client.reports import RegistrationReport, SiteReport, counts_by_reason
 from echofed.client.selection import Item, Selection, select
 from echofed.client.settings import SiteSettings
-from echofed.client.splits import SPLITS, Split, keep_split_key, split_of
+from echofed.client.splits import SPLITS, Split, keep_split_key, read_split_key, split_of
 from echofed.learning.examples import Examples
 from echofed.protocol.document import canonical_json
 from echofed.protocol.errors import NoPatientsError, RegistrationError
@@ -168,7 +168,8 @@ def create_site(state_folder: Path, settings: SiteSettings, split_key: bytes | N
     try:
         state_folder.mkdir(parents=True, exist_ok=True)
         state_folder.chmod(0o700)
-        key = keep_split_key(state_folder, split_key)
+        is_new = not (state_folder / REGISTRY_FILE).exists()
+        key = keep_split_key(state_folder, split_key) if is_new or split_key else read_split_key(state_folder)
     except OSError as error:
         raise RegistrationError(f"{state_folder} cannot be written: {error.strerror}.") from error
     create_registry(state_folder, settings)
@@ -183,7 +184,7 @@ def open_site(state_folder: Path) -> Site:
     """
     with open_registry(state_folder) as database:
         settings = read_settings(database)
-    return Site(state_folder, settings, keep_split_key(state_folder))
+    return Site(state_folder, settings, read_split_key(state_folder))
 
 
 def _images(items: list[Item]) -> int:

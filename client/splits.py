@@ -59,14 +59,26 @@ def keep_split_key(state_folder: Path, key: bytes | None = None) -> bytes:
     path = state_folder / KEY_FILE
     if not path.exists():
         _write_once(path, key or secrets.token_bytes(KEY_BYTES))
-    kept = path.read_bytes()
-    if len(kept) != KEY_BYTES:
-        raise RegistrationError(
-            f"{path} is damaged.", remedy="Restore it from a backup: it decides who is in the test."
-        )
+    kept = read_split_key(state_folder)
     if key is not None and key != kept:
         raise RegistrationError(
             f"{state_folder} was split with another key.", remedy="Use a new state folder, or the same key."
+        )
+    return kept
+
+
+def read_split_key(state_folder: Path) -> bytes:
+    """Return the key of a site that has one; another would move patients between training, validation and test.
+
+    Raises:
+        RegistrationError: it is gone or damaged.
+    """
+    path = state_folder / KEY_FILE
+    kept = path.read_bytes() if path.exists() else b""
+    if len(kept) != KEY_BYTES:
+        raise RegistrationError(
+            f"{path} is {'damaged' if path.exists() else 'gone'}.",
+            remedy="Restore it from a backup: it decides who is in the test, and what each patient has spent.",
         )
     return kept
 

@@ -79,7 +79,7 @@ def batches(
             if rng is not None:
                 inputs, masks = augment(inputs, masks, study.training.augmentation, rng)
         yield Batch(
-            inputs.to(dtype),
+            inputs.to(dtype, copy=True),  # torch's own memory is aligned alike whatever came before
             torch.repeat_interleave(torch.arange(last - first), counts),
             torch.from_numpy(examples.targets[items[first:last]]).to(dtype),
             masks,

@@ -1,6 +1,7 @@
 """How well a model does on a split of a site's patients."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Evaluation:
 def evaluate(model: StudyModel, examples: Examples, study: Study) -> Evaluation:
     """Evaluate a model on all patients of a split, in batches that memory holds.
 
+    In a private study patients are taken one by one, so that a patient's scores depend on that patient alone, bit for bit.
+
     Args:
         model: of the study; left as it is.
         examples: the split, at least one patient.
@@ -49,13 +52,14 @@ def evaluate(model: StudyModel, examples: Examples, study: Study) -> Evaluation:
     if examples.patients == 0:
         raise NoPatientsError("There is no patient to evaluate on.")
     patients = examples.patient_of_item
-    items = np.arange(len(examples.targets), dtype=np.int64)
     shares = 1 / (examples.patients * np.bincount(patients)[patients])
+    items = np.arange(len(examples.targets), dtype=np.int64)
+    taken = examples.patient_items if study.is_private else [items]
     loss, scores = 0.0, []
     model.eval()
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
-        for batch in batches(examples, study, items, shares, dtype):
+        for batch in chain.from_iterable(batches(examples, study, part, shares[part], dtype) for part in taken):
             logits = batch_logits(model, examples, batch)
             losses = item_losses(study.task, logits, batch.targets, batch.masks)
             loss += float((losses * batch.shares).sum())
@@ -65,6 +69,7 @@ def evaluate(model: StudyModel, examples: Examples, study: Study) -> Evaluation:
             scores.append(said)
     if not (study.is_private or np.isfinite(loss)):
         raise NonFiniteLossError("The loss on the evaluated patients is not finite.")
-    all_scores = np.concatenate(scores)
+    # One by one, items come in the order of their patients; here they go back to their own.
+    all_scores = np.concatenate(scores)[np.argsort(np.concatenate(taken))]
     by_patient, targets = patient_scores(study.task, all_scores, examples.targets, patients)
     return Evaluation(loss, metric(study.task, by_patient, targets), all_scores, examples.targets, patients)

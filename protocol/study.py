@@ -145,7 +145,7 @@ class Privacy(Document):
     count_noise: float = Field(
         default=10.0,
         ge=1,
-        le=1000,
+        le=20,
         description="standard deviation, in patients, of the noise in the number of training patients a site says it has.",
     )
 
@@ -264,7 +264,8 @@ class Evaluation(Document):
 
     def is_due(self, round_number: int, rounds: int) -> bool:
         """Whether a round, 1-based, of so many rounds is evaluated."""
-        return self.figures == "sent" and (round_number % self.every_rounds == 0 or round_number == rounds)
+        due = round_number % self.every_rounds == 0 or round_number == rounds
+        return self.figures == "sent" and 1 <= round_number <= rounds and due
 
 
 class Study(Document):

@@ -112,16 +112,18 @@ def _privacy(study: Study) -> str:
     if not study.is_private:
         return (
             "NOTHING PROTECTS SINGLE PATIENTS. The updates are exact, and something about a single patient may be read "
-            "from them. Approve only if the coordinator and every other site may be trusted with that."
+            "from them. Approve only if the coordinator and every other site may be trusted with that. A hospital's policy "
+            "refuses such a study unless it says otherwise."
         )
-    delta = f"{privacy.delta:g}" if privacy.delta else "1 / (10 x training patients)"
+    delta = f"{privacy.delta:g}" if privacy.delta else "1 / (10 x that noisy number of training patients)"
     assert privacy.epsilon is not None
     return (
-        f"epsilon {privacy.epsilon:g}, delta {delta}, for the whole study and all that leaves, for each patient with all exams "
-        "(add or remove one patient). In words: whoever sees everything that leaves, and guesses with even odds whether a "
-        f"patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for a failure of probability "
-        f"delta. A hospital with fewer than {study.evaluation.minimum_patients} training patients does not take part. The "
-        "hospital's own ledger refuses what would exceed its own budget."
+        f"epsilon {privacy.epsilon:g}, delta {delta}, for the whole study, for each patient with all exams (add or remove "
+        "one patient): updates, number of patients and figures together. In words: whoever sees all of them, and guesses "
+        f"with even odds whether a patient took part, can be right at most {_best_guess(privacy.epsilon)} of the time, but for "
+        "a failure of probability delta. Not covered: that the hospital takes part, which tells of "
+        f"{study.evaluation.minimum_patients} training patients or more; whether it sends figures; error codes. The hospital's "
+        "own ledger refuses what would exceed its budget."
         + (" THIS IS WEAK: so large an epsilon bounds little." if privacy.epsilon > _WEAK_EPSILON else "")
         + (
             " THIS IS WEAK: so large a delta allows whole records to leave."

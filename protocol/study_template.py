@@ -82,7 +82,7 @@ training:
   augmentation: {flip: true, gain: 0.1, shift: 0.05, zoom: 0.1}
 
 privacy:
-  unit: none                       # patient, with epsilon and clipping_norm, protects single patients
+  unit: none                       # hospitals refuse this unless their policy allows it; patient protects single patients
 """
 
 _TAIL = """\

@@ -93,7 +93,7 @@ def test_what_a_study_would_cost(hospital: Path) -> None:
     write_study(hospital / "new.yaml", STUDY.model_copy(update={"title": "Another"}))
     said = budget(hospital, "--study", "new.yaml")
     assert "To come   1 x noise 10; 40 x noise" in said
-    study_epsilon = float(said.split("Study     epsilon ")[1].split()[0])
+    study_epsilon = float(said.split("Study     epsilon about ")[1].split()[0])
     together = float(said.split("Together  epsilon ")[1].split()[0])
     assert 2.9 < study_epsilon <= 3.0 < together < 10
 

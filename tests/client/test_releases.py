@@ -1,5 +1,6 @@
 """What leaves a hospital: charged first, once, and the same bytes when asked again. A real ClientApp, without a seed."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from echofed.privacy.budget import delta_for
 from echofed.privacy.spends import composed_epsilon
 from echofed.protocol.arrays import Parameters
 from echofed.protocol.errors import LedgerError
-from echofed.protocol.flower_records import content, content_bytes, parameters_record
+from echofed.protocol.flower_records import content, content_bytes, parameters_record, read_parameters
 from echofed.protocol.messages import Instruction
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
@@ -202,6 +203,40 @@ def test_a_study_that_does_not_fit_is_refused_before_anything_is_told(node: Any)
     assert one.entries == []
 
 
+def test_a_study_never_spends_more_than_its_own_epsilon(node: Any) -> None:
+    """Whatever else fails, and however much the hospital would allow: here the noise of a smaller number of patients."""
+    one = node()
+    one.answer("describe", 0)
+    write_policy(one.hospital, "epsilon_per_cohort: 50.0\nepsilon_per_study: 50.0\n")
+    calibrations = one.hospital.state / "calibrations.json"
+    halved = {key: sigma / 2 for key, sigma in json.loads(calibrations.read_text()).items()}
+    calibrations.write_text(json.dumps(halved))
+    answers = [not one.ask("train", round_number).has_error() for round_number in range(1, 7)]
+    assert answers == sorted(answers, reverse=True)
+    assert True in answers
+    assert False in answers
+
+
+def test_an_update_that_is_not_finite_is_charged_and_sent_as_zero(node: Any) -> None:
+    """An error in its place would tell of noise that nobody has paid for, and could be asked for again."""
+    one = node(
+        training={"local_steps": 200, "sampling_probability": 1.0, "learning_rate": 100.0, "weight_decay": 1.0},
+        strategy={"weighting": "patients", "maximum_update_norm": 1e9},
+    )
+    reply = one.ask("train", 1)
+    assert not reply.has_error()
+    assert one.entries == [("count", 0), ("training", 1)]
+    update = read_parameters(reply.content, 10**8)
+    assert all(np.isfinite(array).all() for array in update.values())
+    assert one.answer("train", 1) == content_bytes(reply.content)
+
+
+def test_what_is_wrong_with_data_is_not_said(node: Any) -> None:
+    one = node()
+    next(one.hospital.folder.glob("*.png")).unlink()
+    assert one.refusal("describe", 0) == one.refusal("train", 1) == "EF-605"
+
+
 def test_studies_on_the_same_patients_share_one_budget(node: Any) -> None:
     first, second = node(), node("second", title="Another study")
     write_policy(first.hospital, "epsilon_per_cohort: 5.0\n")
@@ -237,7 +272,7 @@ def test_a_site_of_eight_patients_takes_no_part_in_a_private_study(hospital: Hos
 
 def test_rounds_that_are_not_due_are_not_evaluated(node: Any) -> None:
     one = node()
-    for round_number in (1, 2, 4, 7):
+    for round_number in (0, 1, 2, 4, 7, 9):
         assert one.refusal("evaluate", round_number) == "EF-500"
     assert one.entries == []
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from echofed.client.ledger import open_ledger
+from echofed.client.policy import SitePolicy
 from echofed.client.reasons import Reason
-from echofed.client.settings import SiteSettings
+from echofed.client.settings import Columns, SiteSettings
 from echofed.client.site import create_site, open_site
 from echofed.client.splits import SPLITS, split_of
 from echofed.protocol.errors import NoPatientsError, RegistrationError
 from echofed.protocol.study import Study
+from tests.client.conftest import Hospital
 
 EVERYONE_TRAINS = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
@@ -257,3 +260,26 @@ def test_real_images_are_read_as_published(shared_data: Path, tmp_path: Path, ma
     assert len(shares) == 256
     assert sum(share == 0 for share in shares) == 4
     assert max(shares) < 0.9
+
+
+def test_a_lost_split_key_is_not_replaced(hospital: Hospital) -> None:
+    """Another key would move patients between training, validation and test, and what they spent would be forgotten."""
+    hospital.fill(12)
+    site = hospital.registered()
+    (hospital.state / "split.key").unlink()
+    with pytest.raises(RegistrationError, match="is gone"):
+        open_site(hospital.state)
+    with pytest.raises(RegistrationError, match="is gone"):
+        create_site(hospital.state, site.settings)
+    assert not (hospital.state / "split.key").exists()
+
+
+def test_patients_keep_their_column_once_they_have_spent(hospital: Hospital) -> None:
+    hospital.fill(12)
+    site = hospital.registered()
+    settings = site.settings.model_copy(update={"columns": Columns(patient="file")})
+    create_site(hospital.state, settings)
+    create_site(hospital.state, site.settings).register()
+    open_ledger(hospital.state, SitePolicy()).close()
+    with pytest.raises(RegistrationError, match="have spent"):
+        create_site(hospital.state, settings)
