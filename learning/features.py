@@ -6,14 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echofed.learning.batches import MAX_BATCH_PIXELS
 from echofed.learning.images import to_input
 from echofed.learning.models import StudyModel
 from echofed.protocol.study import Study
 
 
 def fixed_features(model: StudyModel, images: NDArray[np.uint8], study: Study) -> Iterator[NDArray[np.float32]]:
-    """Yield the features of images, float32 [n, dimensions] at a time, in order.
+    """Yield the features of images, float32 [1, dimensions] at a time, in order.
+
+    Images are encoded one by one, which costs little: side by side, an image's features would depend on its neighbours' presence
+    in their last bits, and so on other patients.
 
     Args:
         model: with `has_fixed_features`.
@@ -21,8 +23,6 @@ def fixed_features(model: StudyModel, images: NDArray[np.uint8], study: Study) -
         study: says how images become inputs.
     """
     model.eval()
-    at_a_time = max(1, MAX_BATCH_PIXELS // int(np.prod(images.shape[1:])))
     with torch.no_grad():
-        for start in range(0, len(images), at_a_time):
-            inputs = to_input(np.asarray(images[start : start + at_a_time]), study.preprocessing)
-            yield model.encode(inputs).numpy()
+        for image in images:
+            yield model.encode(to_input(np.asarray(image)[None], study.preprocessing)).numpy()
