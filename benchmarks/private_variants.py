@@ -307,14 +307,12 @@ def learn_head(
 ) -> None:
     """Train the head in the rounds that are left."""
     examples, parameters, clip = cohort.examples, trainable(model), CLIPPING_NORM
-    images = np.array([sum(len(examples.item_images[item]) for item in items) for items in examples.patient_items])
     source, average = feature_gradients(model, examples, study), [torch.zeros_like(one) for one in parameters]
     for number in range(study.training.centring_rounds + 1, study.federation.rounds + 1):
         words = [draw("privacy", site.name, number) for site in cohort.sites]
         drawn = cohort.drawn(words)
         gradients = [one.gradients for one in source(drawn, [0] * len(drawn))]
         contributions = [torch.cat(part).flatten(1).numpy() for part in zip(*gradients, strict=True)]
-        drawn = drawn[np.argsort(images[drawn], kind="stable")]  # gradients come by number of images
         norms = np.sqrt(sum(np.square(part, dtype=np.float64).sum(1) for part in contributions))[:, None]
         if variant.clipping == "automatic":
             contributions = [part * (clip / (norms + AUTOMATIC_STABILITY)) for part in contributions]
