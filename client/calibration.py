@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from echofed.client.ledger_chain import Purpose
 from echofed.privacy.accounting import Mechanism, noise_multiplier_for
 from echofed.privacy.budget import check_budget, delta_for
 from echofed.protocol.durable import replace_file
@@ -20,6 +21,19 @@ FILE_NAME = "calibrations.json"
 def count_mechanism(study: Study) -> Mechanism:
     """Return the mechanism by which a site says how many training patients it has."""
     return Mechanism(study.privacy.count_noise, 1.0, 1)
+
+
+def release_mechanism(study: Study, purpose: Purpose, public_patients: int, folder: Path) -> Mechanism:
+    """Return what protects one release of a private study: the count, one round of training, one round's figures.
+
+    Arguments and errors as for `noise_multiplier`.
+    """
+    if purpose == "count":
+        return count_mechanism(study)
+    noise = noise_multiplier(study, purpose, public_patients, folder)
+    if purpose == "training":
+        return Mechanism(noise, study.training.sampling_probability, study.training.local_steps)
+    return Mechanism(noise, 1.0, 1)
 
 
 def noise_multiplier(

@@ -1,9 +1,9 @@
 """A site's ledger: every release of something about its patients, on the site's own disk before it leaves.
 
-`ledger/ledger.sqlite` holds the entries, `ledger.head` how far they have got, and the registry the ledger's id: the loss or an
-old copy of any is noticed. A crash between an entry and its note leaves the note behind, which is mended when the ledger is
-opened. Whoever owns the machine can rewrite all of it, and restoring the whole state folder takes the notes back too: only
-a witness on another disk notices that.
+`ledger/ledger.sqlite` holds the entries, `ledger.head` how far they have got, and the registry the ledger's id: the loss of any
+and an old copy of the ledger are noticed. A crash between an entry and its note leaves the note behind, which is mended when
+the ledger is opened. Whoever owns the machine can rewrite all of it, and an old copy put back together with its note, or with
+the whole state folder, goes unnoticed but by a witness on another disk.
 
 The order of entries is their number. Their time is informative: a clock that goes backwards changes nothing.
 """

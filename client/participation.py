@@ -7,11 +7,12 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echofed.client.calibration import noise_multiplier
+from echofed.client.calibration import noise_multiplier, release_mechanism
 from echofed.client.personal import read_personal, write_personal
 from echofed.client.public_count import public_count
 from echofed.client.site import Site, Split
@@ -110,17 +111,12 @@ class Participation:
         Raises:
             TooFewPatientsError: the site may not train.
         """
-        if not self.study.is_private:
-            return None
-        sigma = noise_multiplier(self.study, "training", self._patients(), self.site.state_folder)
-        return Mechanism(sigma, self.study.training.sampling_probability, self.study.training.local_steps)
+        return self._mechanism("training")
 
     @property
     def figures_mechanism(self) -> Mechanism | None:
         """What protects the figures of one round; as `training_mechanism`."""
-        if not self.study.is_private:
-            return None
-        return Mechanism(noise_multiplier(self.study, "figures", self._patients(), self.site.state_folder), 1.0, 1)
+        return self._mechanism("figures")
 
     @property
     def has_figures(self) -> bool:
@@ -233,6 +229,11 @@ class Participation:
         total.add([contributions(task, scores, targets)])
         sums = total.release(random_words(self.seed, "figures", self.study.hash, self.site.name, round_number))[0]
         return NoisyFigures(sums=tuple(sums.round(3).tolist()), noise_stddev=mechanism.noise_multiplier * bound)
+
+    def _mechanism(self, purpose: Literal["training", "figures"]) -> Mechanism | None:
+        if not self.study.is_private:
+            return None
+        return release_mechanism(self.study, purpose, self._patients(), self.site.state_folder)
 
     def _patients(self) -> int:
         patients = self.training_patients

@@ -67,7 +67,7 @@ class Releases:
                 ledger.refuse_beyond(to_come, self._limits(patients))
             reply = make()
             if patients is not None:
-                self._charge([self._count()], instruction)
+                self._charge(ledger, [self._count()], _digest(instruction))
             return reply
 
     def train(self, round_number: int, instruction: bytes, make: Callable[[], bytes]) -> bytes:
@@ -86,7 +86,7 @@ class Releases:
         with _RELEASING:
             ledger = self._ledger()
             charges = [self._count(), ("training", round_number, self._participation.training_mechanism)]
-            reply = self._once(ledger, charges, instruction, make)
+            reply = self._once(ledger, charges, _digest(instruction), make)
             # Whoever asks for this round has what it needs of those before.
             forget_replies_before(self._state_folder, self._study.hash, round_number)
             return reply
@@ -101,33 +101,30 @@ class Releases:
         with _RELEASING:
             ledger = self._ledger()
             charges = [self._count(), ("figures", round_number, self._participation.figures_mechanism)]
-            return self._once(ledger, charges, instruction, make)
+            return self._once(ledger, charges, _digest(instruction), make)
 
-    def _once(self, ledger: Ledger, charges: Sequence[Charge], instruction: bytes, make: Callable[[], bytes]) -> bytes:
+    def _once(self, ledger: Ledger, charges: Sequence[Charge], digest: str, make: Callable[[], bytes]) -> bytes:
         purpose, round_number, mechanism = charges[-1]
-        digest = hashlib.sha256(instruction).hexdigest()
         kind: ReplyKind = "train" if purpose == "training" else "evaluate"
         folder, study = self._state_folder, self._study.hash
         reply = kept_reply(folder, study, round_number, kind, digest) if mechanism else None
         if reply is None:
             if mechanism and ledger.find(study, round_number, purpose):
                 raise RepeatedRoundError(f"Round {round_number} was answered before, to another instruction.")
-            self._refuse_beyond(charges)
+            self._refuse_beyond(ledger, charges)
             reply = make()
             if mechanism:
                 keep_reply(folder, study, round_number, kind, digest, reply)
-        self._charge(charges, instruction)
+        self._charge(ledger, charges, digest)
         return reply
 
-    def _charge(self, charges: Sequence[Charge], instruction: bytes) -> None:
-        ledger, digest = self._ledger(), hashlib.sha256(instruction).hexdigest()
+    def _charge(self, ledger: Ledger, charges: Sequence[Charge], digest: str) -> None:
         limits = self._limits(self._participation.training_patients)
         for purpose, round_number, mechanism in charges:
             if ledger.find(self._study.hash, round_number, purpose) is None:
                 ledger.spend(self._study, round_number, purpose, mechanism, digest, limits)
 
-    def _refuse_beyond(self, charges: Sequence[Charge]) -> None:
-        ledger = self._ledger()
+    def _refuse_beyond(self, ledger: Ledger, charges: Sequence[Charge]) -> None:
         to_come = [
             spend_in(self._study, SPLIT_OF_PURPOSE[purpose], mechanism)
             for purpose, round_number, mechanism in charges
@@ -157,6 +154,10 @@ class Releases:
                 "Restore it from the newest copy of the state folder.",
             )
         return ledger
+
+
+def _digest(instruction: bytes) -> str:
+    return hashlib.sha256(instruction).hexdigest()
 
 
 def site_ledger(state_folder: Path) -> Ledger:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from echofed.client.calibration import count_mechanism, noise_multiplier
+from echofed.client.calibration import release_mechanism
 from echofed.client.ledger_chain import SPLIT_OF_PURPOSE, Entry, Purpose
 from echofed.privacy.accounting import Mechanism
 from echofed.privacy.spends import Spend, spend_in
@@ -32,7 +32,7 @@ def spends_to_come(study: Study, public_patients: int, entries: Sequence[Entry],
             spends += [spend_in(study, split, None)] * left
         elif left > 0:
             earlier = done[-1].spend.mechanism if done else None
-            one = earlier or _mechanism(study, purpose, public_patients, state_folder)
+            one = earlier or release_mechanism(study, purpose, public_patients, state_folder)
             together = Mechanism(one.noise_multiplier, one.sampling_probability, one.steps * left)
             spends.append(spend_in(study, split, together))
     return spends
@@ -42,13 +42,3 @@ def _rounds(study: Study) -> dict[Purpose, int]:
     """Return how often a study releases something of each purpose."""
     figures = study.evaluations if study.evaluation.validation_fraction else 0
     return {"count": 1, "training": study.federation.rounds, "figures": figures}
-
-
-def _mechanism(study: Study, purpose: Purpose, public_patients: int, state_folder: Path) -> Mechanism:
-    """Return what protects one release."""
-    if purpose == "count":
-        return count_mechanism(study)
-    noise = noise_multiplier(study, purpose, public_patients, state_folder)
-    if purpose == "training":
-        return Mechanism(noise, study.training.sampling_probability, study.training.local_steps)
-    return Mechanism(noise, 1.0, 1)
