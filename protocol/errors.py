@@ -25,12 +25,30 @@
     ├── WireError             EF-5xx  a message is refused
     │   ├── ReplyRefusedError     EF-501
     │   └── ArraysError           EF-502
-    └── RunError              EF-6xx  a run cannot go on
-        ├── TooFewRepliesError    EF-601
-        ├── CheckpointError       EF-602
-        ├── SitesError            EF-603
-        ├── InterruptedRunError   EF-604
-        └── UnexpectedError       EF-605
+    ├── RunError              EF-6xx  a run cannot go on
+    │   ├── TooFewRepliesError    EF-601
+    │   ├── CheckpointError       EF-602
+    │   ├── SitesError            EF-603
+    │   ├── InterruptedRunError   EF-604
+    │   └── UnexpectedError       EF-605
+    ├── TrustError            EF-7xx  it cannot be proven who someone is or what was agreed
+    │   ├── KeyFileError          EF-701
+    │   ├── CertificateError      EF-702
+    │   ├── SignatureError        EF-703
+    │   ├── EnrolmentError        EF-704
+    │   ├── NotApprovedError      EF-705
+    │   ├── PolicyRefusalError    EF-706
+    │   ├── ReplayError           EF-707
+    │   ├── AuditLogError         EF-708
+    │   ├── ForeignCodeError      EF-709
+    │   ├── StateFolderError      EF-710
+    │   └── ClockError            EF-711
+    └── LinkError             EF-8xx  the coordinator cannot be reached, or does not accept what was sent
+        ├── UnreachableError      EF-801
+        ├── ProxyRefusedError     EF-802
+        ├── GatewayRefusedError   EF-803
+        ├── PortInUseError        EF-804
+        └── TooLargeError         EF-805
 
 `docs/errors.md` has one entry per code; a test holds the two together.
 """
@@ -263,3 +281,131 @@ class UnexpectedError(RunError):
 
     code = "EF-605"
     default_remedy = "Look at this site's log and report the fault."
+
+
+class TrustError(EchoFedError):
+    """It cannot be proven who someone is or what was agreed."""
+
+    code = "EF-700"
+
+
+class KeyFileError(TrustError):
+    """A key or certificate file cannot be used."""
+
+    code = "EF-701"
+    default_remedy = (
+        "Use the right passphrase and the key files written by `echofed site init` or `echofed consortium init`."
+    )
+
+
+class CertificateError(TrustError):
+    """A certificate is not accepted."""
+
+    code = "EF-702"
+    default_remedy = (
+        "Ask the coordinator whether the site is still enrolled; enrol again with a new invitation if it is."
+    )
+
+
+class SignatureError(TrustError):
+    """A signature does not fit what it stands under."""
+
+    code = "EF-703"
+    default_remedy = "Do not use the document; ask its sender for it again."
+
+
+class EnrolmentError(TrustError):
+    """A site cannot be enrolled so."""
+
+    code = "EF-704"
+    default_remedy = "Ask the coordinator for a new invitation."
+
+
+class NotApprovedError(TrustError):
+    """The hospital has not approved this study, or has withdrawn from it."""
+
+    code = "EF-705"
+    default_remedy = "Nothing was run; `echofed site show` shows the study, `echofed site approve` approves it."
+
+
+class PolicyRefusalError(TrustError):
+    """The hospital's policy does not allow this."""
+
+    code = "EF-706"
+    default_remedy = "Change the study, or have the hospital change its policy.yaml."
+
+
+class ReplayError(TrustError):
+    """An instruction or reply is not for this consortium, site, round or time."""
+
+    code = "EF-707"
+    default_remedy = "Nothing was run; look at the audit log for who sent it."
+
+
+class AuditLogError(TrustError):
+    """The audit log cannot be written or cannot be trusted; nothing leaves until it can."""
+
+    code = "EF-708"
+    default_remedy = "Free some disk space or restore the newest whole copy of the log."
+
+
+class ForeignCodeError(TrustError):
+    """Something that is not EchoFed's was sent to run."""
+
+    code = "EF-709"
+    default_remedy = "Nothing was run; look at the audit log for who sent it."
+
+
+class StateFolderError(TrustError):
+    """The state folder cannot be used."""
+
+    code = "EF-710"
+    default_remedy = "Restore the folder from its newest whole copy, or upgrade EchoFed if a newer one wrote it."
+
+
+class ClockError(TrustError):
+    """The system's clock is off."""
+
+    code = "EF-711"
+    default_remedy = "Set the clock (e.g. with systemd-timesyncd) and start again."
+
+
+class LinkError(EchoFedError):
+    """The coordinator cannot be reached, or does not accept what was sent."""
+
+    code = "EF-800"
+
+
+class UnreachableError(LinkError):
+    """The coordinator's server does not answer."""
+
+    code = "EF-801"
+    default_remedy = "Check the address, the firewall's outbound rule and the hospital's proxy; `echofed site doctor` tries each step."
+
+
+class ProxyRefusedError(LinkError):
+    """The hospital's HTTP proxy does not let the connection through."""
+
+    code = "EF-802"
+    default_remedy = "Ask the hospital's network team; write the proxy, with its user and password if it asks for one, into the site's settings."
+
+
+class GatewayRefusedError(LinkError):
+    """The coordinator's gateway refused the request."""
+
+    code = "EF-803"
+    default_remedy = "Look at the reason named; ask the coordinator for the gateway's log."
+
+
+class PortInUseError(LinkError):
+    """Another program listens on the port."""
+
+    code = "EF-804"
+    default_remedy = "Choose another port or stop the other program."
+
+
+class TooLargeError(LinkError):
+    """A message is larger than was agreed."""
+
+    code = "EF-805"
+    default_remedy = "Raise the limit in the settings of the side that refused, or use a smaller model."
