@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 MODULES = (
+    "coordinator_memory",
     "private_step",
     "simulation_speed",
     "demo_time",

@@ -1,19 +1,16 @@
 """The text of `echofed site budget`: what a site's patients have spent, what is left, and what a study would cost."""
 
-import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 from echofed.client.ledger import read_ledger
 from echofed.client.ledger_chain import LEDGER_PATH, Chain, Entry
 from echofed.client.policy import FILE_NAME, SitePolicy, limits_for, load_policy
-from echofed.client.public_count import count_path
 from echofed.client.registry import count_patients, open_registry
-from echofed.client.site import open_site
-from echofed.client.spending_plan import spends_to_come
-from echofed.privacy.budget import Limits, delta_for
-from echofed.privacy.spends import Spend, composed_epsilon, largest_further_epsilon, refuse_beyond
-from echofed.protocol.errors import BudgetExceededError
-from echofed.protocol.study import Study
+from echofed.client.study_cost import mechanisms_text, rounded_down, rounded_up, study_cost_lines
+from echofed.client.yearly_budget import spends_of_last_year
+from echofed.privacy.budget import Limits
+from echofed.privacy.spends import Spend, composed_epsilon, largest_further_epsilon
 from echofed.protocol.study_file import load_study
 
 _TITLE_WIDTH = 40
@@ -31,11 +28,11 @@ def budget_text(state_folder: Path, study_file: Path | None) -> str:
         _policy_lines(state_folder, policy, patients, limits),
         _ledger_lines(state_folder, chain),
         _study_lines(entries, limits),
-        _total_lines([entry.spend for entry in entries], limits),
+        _total_lines([entry.spend for entry in entries], limits) + _year_lines(entries, policy, limits),
         _without_privacy_lines(entries),
     ]
     if study_file is not None:
-        parts.append(_what_if_lines(state_folder, load_study(study_file), policy, patients, entries))
+        parts.append(study_cost_lines(state_folder, load_study(study_file), policy, patients, entries))
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -73,10 +70,10 @@ def _study_lines(entries: tuple[Entry, ...], limits: Limits) -> list[str]:
         own = [entry for entry in entries if entry.study_hash == study]
         rounds = len({entry.round_number for entry in own if entry.purpose == "training"})
         private = [entry.spend for entry in own if entry.mechanism is not None]
-        epsilon = _up(composed_epsilon(private, limits.delta)) if private else "NONE"
+        epsilon = rounded_up(composed_epsilon(private, limits.delta)) if private else "NONE"
         title = own[0].study_title
         title = title if len(title) <= _TITLE_WIDTH else title[: _TITLE_WIDTH - 3] + "..."
-        mechanisms = _mechanisms(private) or "NO PRIVACY"
+        mechanisms = mechanisms_text(private) or "NO PRIVACY"
         lines.append(f"{title:{_TITLE_WIDTH}}  {study[:12]}  {rounds:6}  {epsilon:>7}  {mechanisms}")
     return lines
 
@@ -85,13 +82,20 @@ def _total_lines(spends: list[Spend], limits: Limits) -> list[str]:
     total = composed_epsilon(spends, limits.delta)
     left = largest_further_epsilon(spends, limits.delta, limits.epsilon_per_cohort)
     left = min(left, limits.epsilon_per_study)
-    together = (
-        f"epsilon {_up(total)} of {limits.epsilon_per_cohort:g} at delta {limits.delta:.2g}, all studies together"
-    )
+    together = f"epsilon {rounded_up(total)} of {limits.epsilon_per_cohort:g} at delta {limits.delta:.2g}, all studies together"
     return [
         f"Spent     {together}",
-        f"Left      room for a further study of epsilon {_down(left)} or less; what running studies are still to spend is not "
-        "taken off",
+        f"Left      room for a further study of epsilon {rounded_down(left)} or less; what running studies are still to spend "
+        "is not taken off",
+    ]
+
+
+def _year_lines(entries: tuple[Entry, ...], policy: SitePolicy, limits: Limits) -> list[str]:
+    if policy.epsilon_per_year is None:
+        return []
+    total = composed_epsilon(spends_of_last_year(entries, datetime.now(UTC)), limits.delta)
+    return [
+        f"A year    epsilon {rounded_up(total)} of {policy.epsilon_per_year:g} at delta {limits.delta:.2g}, last 365 days"
     ]
 
 
@@ -102,57 +106,3 @@ def _without_privacy_lines(entries: tuple[Entry, ...]) -> list[str]:
     rounds = len({(entry.study_hash, entry.round_number) for entry in bare})
     titles = ", ".join(dict.fromkeys(entry.study_title for entry in bare))
     return [f"WITHOUT PRIVACY: {rounds} ROUND{'S' if rounds > 1 else ''} OF {titles}. NO EPSILON COVERS THEM."]
-
-
-def _what_if_lines(
-    state_folder: Path, study: Study, policy: SitePolicy, patients: int, entries: tuple[Entry, ...]
-) -> list[str]:
-    training = open_site(state_folder).count_patients(study)["training"]
-    spends = [entry.spend for entry in entries]
-    heading = f"With the whole of {study.title} ({study.hash[:12]})"
-    if study.is_private and training < policy.minimum_patients:
-        return [
-            heading,
-            f"Takes no part: {training} training patients, the site's minimum is {policy.minimum_patients}.",
-        ]
-    said = count_path(state_folder, study)
-    if study.is_private and said.exists():
-        training = int(said.read_text())
-    to_come = spends_to_come(study, training, entries, state_folder)
-    limits = limits_for(policy, patients, delta_for(training, study.privacy.delta) if study.is_private else None)
-    own = [spend for spend in spends if spend.study_hash == study.hash] + to_come
-    lines = [
-        heading,
-        f"To come   {_mechanisms(to_come) or 'NOTHING THAT NOISE COVERS'}",
-        f"Study     epsilon {'' if said.exists() else 'about '}{_up(composed_epsilon(own, limits.study_delta))} "
-        f"of {policy.epsilon_per_study:g} "
-        f"at delta {limits.study_delta:.2g}",
-        f"Together  epsilon {_up(composed_epsilon([*spends, *to_come], limits.delta))} of {policy.epsilon_per_cohort:g} "
-        f"at delta {limits.delta:.2g}",
-    ]
-    try:
-        refuse_beyond(spends, to_come, limits)
-    except BudgetExceededError as error:
-        return [*lines, f"Does not fit. {error.what}"]
-    return [*lines, "Fits."]
-
-
-def _mechanisms(spends: list[Spend]) -> str:
-    steps: dict[tuple[float, float], int] = {}
-    for spend in spends:
-        if spend.mechanism is not None:
-            kind = (spend.mechanism.noise_multiplier, spend.mechanism.sampling_probability)
-            steps[kind] = steps.get(kind, 0) + spend.mechanism.steps
-    return "; ".join(
-        f"{count} x noise {noise:g}" + ("" if probability == 1 else f", sampling {probability:g}")
-        for (noise, probability), count in steps.items()
-    )
-
-
-def _up(epsilon: float) -> str:
-    """Round up: a report never says less than was spent."""
-    return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
-
-
-def _down(epsilon: float) -> str:
-    return f"{math.floor(epsilon * 100 + 1e-9) / 100:.2f}"

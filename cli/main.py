@@ -7,6 +7,9 @@ from typing import NoReturn
 
 import typer
 
+import echofed.cli.audit as audit
+import echofed.cli.consortium as consortium
+import echofed.cli.server as server
 import echofed.cli.site as site
 import echofed.cli.study as study
 from echofed.cli.demo import demo
@@ -23,8 +26,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(study.app, name="study", help="Write and check study documents.")
-app.add_typer(site.app, name="site", help="Register and check a site's images.")
+app.add_typer(study.app, name="study", help="Write, publish and run studies.")
+app.add_typer(consortium.app, name="consortium", help="Found a consortium, and let hospitals in and out.")
+app.add_typer(server.app, name="server", help="Run the coordinator's processes.")
+app.add_typer(site.app, name="site", help="A hospital: its images, its membership, its approvals, its node.")
+app.add_typer(audit.app, name="audit", help="Check and read audit logs.")
 app.command()(demo)
 app.command()(simulate)
 app.command()(report)

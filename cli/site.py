@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
+from echofed.cli import site_membership, site_studies
+
 app = typer.Typer(no_args_is_help=True)
+for command in (
+    site_membership.init,
+    site_membership.join,
+    site_studies.studies,
+    site_studies.show,
+    site_studies.approve,
+    site_studies.refuse,
+    site_studies.withdraw,
+):
+    app.command()(command)
+app.add_typer(site_studies.policy, name="policy")
 State = Annotated[Path, typer.Option(help="the site's state folder; holds its registry and keys")]
 
 
@@ -59,3 +72,22 @@ def budget(
     from echofed.cli.budget import budget_text
 
     typer.echo(budget_text(state, study))
+
+
+@app.command()
+def start(state: State = Path("site")) -> None:
+    """Run the site's node until stopped: outbound connections only; for systemd or a terminal."""
+    from echofed.cli.site_processes import run_site
+
+    run_site(state)
+
+
+@app.command("install-service")
+def install_service(
+    state: State = Path("site"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the unit, install nothing")] = False,
+) -> None:
+    """Install the site as a hardened systemd service that starts with the machine."""
+    from echofed.cli.services import install, site_unit
+
+    install("echofed-site", site_unit(state), dry_run=dry_run)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from echofed.cli import study_publish
+
 app = typer.Typer(no_args_is_help=True)
 StudyFile = Annotated[Path, typer.Argument(help="the study document, YAML", metavar="STUDY")]
 
@@ -63,3 +65,18 @@ def schema() -> None:
     from echofed.protocol.study_file import study_json_schema
 
     typer.echo(json.dumps(study_json_schema(), indent=2, ensure_ascii=False))
+
+
+for command in (
+    study_publish.sign,
+    study_publish.publish,
+    study_publish.withdraw,
+    study_publish.run,
+    study_publish.pause,
+    study_publish.resume,
+    study_publish.stop,
+    study_publish.extend,
+    study_publish.status,
+    study_publish.log,
+):
+    app.command()(command)

@@ -1,26 +1,31 @@
 """Parameters as bytes: one safetensors buffer, the same on the wire and on disk."""
 
 import hashlib
-import itertools
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
 from echofed.protocol.errors import ArraysError
+from echofed.protocol.mapped_files import release
 
 Parameters = dict[str, NDArray[np.float32]]
 """Model parameters by name, in the model's own order, float32."""
 
+BLOCK = 1 << 18
+"""Numbers worked on at a time."""
+FLOAT_BYTES = 4
 MAX_HEADER_BYTES = 4 * 2**20
+MAX_DIMENSIONS = 32
+MAX_SIZE = 2**48
 HEADERS_KEPT = 8
 """All sites of a study send arrays of the same names and shapes: their header is made once, and checked once."""
+_ENTRY = {"dtype", "shape", "data_offsets"}
 
 
 def encode_parameters(
@@ -35,39 +40,81 @@ def encode_parameters(
     Raises:
         ArraysError: an array is not float32.
     """
+    stream = io.BytesIO()
+    write_parameters(stream.write, parameters, metadata)
+    return stream.getvalue()
+
+
+def write_parameters(
+    write: Callable[[memoryview], object],
+    parameters: Mapping[str, NDArray[np.float32]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write what `encode_parameters` returns piece by piece, so that no second copy of the parameters is made.
+
+    Args:
+        write: takes the pieces, in order.
+        parameters: as for `encode_parameters`; mapped ones are read and released again.
+        metadata: short text kept in the header.
+
+    Raises:
+        ArraysError: an array is not float32; nothing was written.
+    """
     for name, array in parameters.items():
         if array.dtype != np.float32:
             raise ArraysError(f"Parameter '{name}' is {array.dtype}, not float32.")
-    contiguous = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
-    if metadata:
-        return _in_order(save(contiguous, metadata=dict(metadata)))
-    head, order = _head(tuple((name, array.shape) for name, array in contiguous.items()))
-    return b"".join([head, *(contiguous[name].data for name in order)])
+    head = _head(_shapes(parameters), tuple(sorted((metadata or {}).items())))
+    write(memoryview(head))
+    for name in sorted(parameters):
+        flat = np.ascontiguousarray(parameters[name]).reshape(-1)
+        for part in parts(flat.size):
+            write(flat[part].data)
+            release(flat)
+
+
+def encode_blocks(template: Mapping[str, NDArray[np.float32]], blocks: Iterable[NDArray[np.float32]]) -> bytes:
+    """Return the buffer of arrays that are made block by block: every array's `parts`, arrays in the order of their names.
+
+    Args:
+        template: arrays of the same names and shapes.
+        blocks: float32, flat.
+    """
+    stream = io.BytesIO()
+    stream.write(_head(_shapes(template), ()))
+    for block in blocks:
+        stream.write(block.data)
+    return stream.getvalue()
+
+
+def parts(size: int) -> Iterator[slice]:
+    """Yield the slices in which `size` numbers are worked on, so that a large model needs no second copy for it."""
+    for start in range(0, size, BLOCK):
+        yield slice(start, min(start + BLOCK, size))
+
+
+def _shapes(parameters: Mapping[str, NDArray[np.float32]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, parameters[name].shape) for name in sorted(parameters))
 
 
 @lru_cache(maxsize=HEADERS_KEPT)
-def _head(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[bytes, list[str]]:
-    """Return what stands before the numbers in a buffer of arrays of these shapes, and the arrays' order."""
-    buffer = save({name: np.zeros(shape, np.float32) for name, shape in shapes})
-    head = _head_of(buffer)
-    return head, [name for name, _, _ in _places(head, len(buffer))]
-
-
-def _in_order(buffer: bytes) -> bytes:
-    """Return the buffer with its metadata sorted: the library writes them in random order, and a file has a hash."""
-    header = read_header(buffer)
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+def _head(shapes: tuple[tuple[str, tuple[int, ...]], ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """Return what stands before the numbers, in the one spelling the safetensors library has for arrays alone."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, shape in shapes:
+        begin, end = end, end + FLOAT_BYTES * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + buffer[8 + int.from_bytes(buffer[:8], "little") :]
+    return len(text).to_bytes(8, "little") + text
 
 
-def decode_parameters(buffer: bytes, max_bytes: int) -> Parameters:
+def decode_parameters(buffer: bytes | memoryview, max_bytes: int) -> Parameters:
     """Return the arrays in a safetensors buffer.
 
-    The size is checked before anything is allocated, and the header by the safetensors library (no overlap, no gap,
-    offsets inside the buffer). Only float32 is accepted, so integer counters cannot slip in. The arrays are read-only
-    views of the buffer.
+    The size is checked before anything is allocated, and the header before the numbers are looked at: no overlap, no gap,
+    every array inside the buffer. Only float32 is accepted, so integer counters cannot slip in. The arrays are read-only
+    views of the buffer, which may be a mapped file.
 
     Args:
         buffer: what `encode_parameters` returned.
@@ -78,14 +125,11 @@ def decode_parameters(buffer: bytes, max_bytes: int) -> Parameters:
     """
     if len(buffer) > max_bytes:
         raise ArraysError(f"The buffer has {len(buffer):,} bytes; at most {max_bytes:,} are accepted.")
+    head = bytes(buffer[: 8 + int.from_bytes(buffer[:8], "little")])
     return {
         name: np.frombuffer(buffer, np.float32, math.prod(shape), offset).reshape(shape)
-        for name, shape, offset in _places(_head_of(buffer), len(buffer))
+        for name, shape, offset in _places(head, len(buffer))
     }
-
-
-def _head_of(buffer: bytes) -> bytes:
-    return buffer[: 8 + int.from_bytes(buffer[:8], "little")]
 
 
 @lru_cache(maxsize=HEADERS_KEPT)
@@ -95,22 +139,37 @@ def _places(head: bytes, length: int) -> list[tuple[str, tuple[int, ...], int]]:
     Raises:
         ArraysError: the head is malformed, does not fit the length or tells of another dtype.
     """
-    header = read_header(head)
-    for name, entry in header.items():
-        if name != "__metadata__" and entry.get("dtype") != "F32":
-            raise ArraysError(f"Parameter '{name[:80]}' is {entry.get('dtype')}, not float32.")
-    try:
-        arrays = deserialize(head + bytes(length - len(head)))  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise ArraysError(f"The buffer is not a sound safetensors file: {error}.") from error
-    # Without gaps, an array begins where those before it end.
-    arrays.sort(key=lambda array: header[array[0]]["data_offsets"])
-    sizes = [len(array["data"]) for _, array in arrays]
-    offsets = itertools.accumulate(sizes, initial=len(head))
-    return [(name, tuple(array["shape"]), offset) for (name, array), offset in zip(arrays, offsets, strict=False)]
+    arrays = [_place(name, entry) for name, entry in read_header(head).items() if name != "__metadata__"]
+    end, found = 0, []
+    for begin, stop, name, shape in sorted(arrays, key=lambda place: place[:2]):
+        if begin != end:
+            raise ArraysError(f"The buffer is not a sound safetensors file: there is a gap before '{name[:80]}'.")
+        found.append((name, shape, len(head) + begin))
+        end = stop
+    if len(head) + end != length:
+        raise ArraysError("The buffer is not a sound safetensors file: its length is not what its header says.")
+    return found
 
 
-def read_header(buffer: bytes) -> dict[str, dict[str, object]]:
+def _place(name: str, entry: dict[str, object]) -> tuple[int, int, str, tuple[int, ...]]:
+    if entry.get("dtype") != "F32":
+        raise ArraysError(f"Parameter '{name[:80]}' is {entry.get('dtype')}, not float32.")
+    shape, offsets = _whole_numbers(entry.get("shape")), _whole_numbers(entry.get("data_offsets"))
+    if entry.keys() == _ENTRY and shape is not None and offsets is not None and len(offsets) == 2:
+        begin, stop = offsets
+        if stop - begin == FLOAT_BYTES * math.prod(shape):
+            return begin, stop, name, shape
+    raise ArraysError(f"The buffer is not a sound safetensors file: it says nothing clear of '{name[:80]}'.")
+
+
+def _whole_numbers(value: object) -> tuple[int, ...] | None:
+    """Return a list from JSON if it can be a shape or a place."""
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return None
+    return tuple(value) if all(type(one) is int and 0 <= one <= MAX_SIZE for one in value) else None
+
+
+def read_header(buffer: bytes | memoryview) -> dict[str, dict[str, object]]:
     """Return the JSON header of a safetensors buffer.
 
     Raises:
@@ -120,15 +179,15 @@ def read_header(buffer: bytes) -> dict[str, dict[str, object]]:
     if len(buffer) < 8 or length > min(len(buffer) - 8, MAX_HEADER_BYTES):
         raise ArraysError("The buffer is not a safetensors file: its header is cut short.")
     try:
-        header = json.loads(buffer[8 : 8 + length])
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        header = json.loads(bytes(buffer[8 : 8 + length]))
+    except (ValueError, RecursionError) as error:  # also of a number too long
         raise ArraysError("The buffer is not a safetensors file: its header is not JSON.") from error
     if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
         raise ArraysError("The buffer is not a safetensors file: its header is not an object of objects.")
     return header
 
 
-def read_metadata(buffer: bytes) -> dict[str, str]:
+def read_metadata(buffer: bytes | memoryview) -> dict[str, str]:
     """Return the short texts kept in the header of a safetensors buffer; empty if there are none."""
     return {str(key): str(value) for key, value in read_header(buffer).get("__metadata__", {}).items()}
 

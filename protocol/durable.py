@@ -2,7 +2,10 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -11,11 +14,22 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream to write a file's new content to; as for `replace_file`, at the end it is whole and on disk.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; then, and if the block raises, the old file is untouched.
+    """
     # Two processes or threads may write the same file: each has a part of its own.
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
@@ -24,6 +38,6 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -12,19 +12,23 @@ from echofed.protocol.arrays import Parameters, decode_parameters, encode_parame
 from echofed.protocol.document import Document
 from echofed.protocol.errors import EchoFedError, ReplyRefusedError
 from echofed.protocol.messages import ARRAY_KEY, DOCUMENT_KEY, DOCUMENT_RECORD, PARAMETERS_RECORD
+from echofed.protocol.signing import Signed
 
 D = TypeVar("D", bound=Document)
 MAX_DOCUMENT_BYTES = 64 * 2**10
+SEAL_RECORD = "seal"
+"""Flower ConfigRecord: one entry, DOCUMENT_KEY, holding a signed seal; between real machines only."""
 SITE_ERROR_CODE = 700
 """Flower error code of a message in which a site says why it could not answer."""
 
 
 def parameters_record(parameters: Parameters) -> ArrayRecord:
     """Return a Flower record holding parameters as one safetensors buffer."""
-    return _record(encode_parameters(parameters))
+    return buffer_record(encode_parameters(parameters))
 
 
-def _record(buffer: bytes) -> ArrayRecord:
+def buffer_record(buffer: bytes) -> ArrayRecord:
+    """Return a Flower record holding one safetensors buffer."""
     record = ArrayRecord()
     record[ARRAY_KEY] = Array(dtype="uint8", shape=(len(buffer),), stype="safetensors", data=buffer)
     return record
@@ -88,7 +92,7 @@ def content_of(document: str, buffer: bytes) -> RecordDict:
     """Return the content of a message from its two parts as text and bytes; without parameters if there are none."""
     records = RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document})})
     if buffer:
-        records[PARAMETERS_RECORD] = _record(buffer)
+        records[PARAMETERS_RECORD] = buffer_record(buffer)
     return records
 
 
@@ -102,6 +106,31 @@ def content_from(raw: bytes) -> RecordDict:
     """Return the content that `content_bytes` wrote."""
     end = 8 + int.from_bytes(raw[:8], "big")
     return content_of(raw[8:end].decode(), raw[end:])
+
+
+def sealed_content(document: str, seal: Signed) -> RecordDict:
+    """Return what travels between real machines: a document and its seal; the parameters travel beside."""
+    seal_record = ConfigRecord({DOCUMENT_KEY: seal.model_dump_json()})
+    return RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document}), SEAL_RECORD: seal_record})
+
+
+def read_sealed(records: RecordDict) -> tuple[str, Signed]:
+    """Return the document's text and its seal, whose signature is not checked here.
+
+    Raises:
+        ReplyRefusedError: other records than these two, one too long or not of this kind.
+    """
+    texts = []
+    for name in (DOCUMENT_RECORD, SEAL_RECORD):
+        record = records.get(name)
+        text = record.get(DOCUMENT_KEY) if isinstance(record, ConfigRecord) and set(record) == {DOCUMENT_KEY} else None
+        if not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES or len(records) != 2:
+            raise ReplyRefusedError("The message does not hold exactly a document and its seal.")
+        texts.append(text)
+    try:
+        return texts[0], Signed.model_validate_json(texts[1])
+    except ValidationError as error:
+        raise ReplyRefusedError("The message's seal is not of the agreed form.") from error
 
 
 def payload_bytes(message: Message) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from echofed.protocol.arrays import Parameters, decode_parameters, read_metadata, sha256_of_file
 from echofed.protocol.errors import ParametersError
+from echofed.protocol.mapped_files import map_file
 from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
 
@@ -23,7 +24,7 @@ def read_study_folder(folder: Path) -> tuple[Study, Parameters, dict[str, str]]:
 
 
 def read_initial_parameters(path: Path, study: Study) -> tuple[Parameters, dict[str, str]]:
-    """Return the initial parameters in a file and its metadata; the file must be the one the study names.
+    """Return the initial parameters in a file, as read-only views of it, and its metadata; it must be the one the study names.
 
     Raises:
         ParametersError: the file is missing, not a safetensors file, or another than the study names by hash.
@@ -33,5 +34,5 @@ def read_initial_parameters(path: Path, study: Study) -> tuple[Parameters, dict[
     expected = study.model.initial_parameters_sha256
     if expected is not None and sha256_of_file(path) != expected:
         raise ParametersError(f"{path} is not the file the study names: its SHA-256 differs.")
-    raw = path.read_bytes()
-    return decode_parameters(raw, len(raw)), read_metadata(raw)
+    content = map_file(path)
+    return decode_parameters(content, len(content)), read_metadata(content)

@@ -1,7 +1,8 @@
-"""A run's checkpoint: one file, replaced atomically, checked when read.
+"""A run's checkpoint: one file, replaced atomically, checked when read, mapped into memory rather than loaded.
 
-Layout: `echofed checkpoint 1\n`, the SHA-256 of the rest in hexadecimal and `\n`, then one safetensors buffer with the
-arrays `parameters/NAME`, `optimizer/SLOT/NAME` and `best/NAME`, and the JSON document below in its header.
+Layout: `echofed checkpoint 2` and four newlines, one safetensors buffer with the arrays `parameters/NAME`,
+`optimizer/SLOT/NAME` and `best/NAME` (absent if the last round is the best) and the facts below as JSON in its header, then
+the buffer's SHA-256, 32 bytes. There is no random state to keep: the coordinator draws nothing at random.
 """
 
 import hashlib
@@ -10,20 +11,28 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from echofed.protocol.arrays import Parameters, decode_parameters, encode_parameters, read_metadata
+from echofed.protocol.arrays import Parameters, decode_parameters, read_metadata, write_parameters
 from echofed.protocol.document import Document
-from echofed.protocol.durable import replace_file
-from echofed.protocol.errors import CheckpointError, EchoFedError
+from echofed.protocol.durable import replace_file, replacing
+from echofed.protocol.errors import ArraysError, CheckpointError
+from echofed.protocol.mapped_files import map_file
 from echofed.protocol.models import Sha256
 from echofed.strategies.server_optimizers import State
 
-MAGIC = b"echofed checkpoint 1\n"
+MAGIC = b"echofed checkpoint 2\n\n\n\n"
+"""A multiple of eight bytes, so that the numbers lie in the file as in memory."""
 FILE_NAME = "checkpoint.efc"
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_READ_BYTES = 1 << 20
 
-class _Facts(Document):
+
+class Facts(Document):
+    """What a checkpoint says beside its arrays."""
+
     study_hash: Sha256
     round_number: int = Field(ge=0)
+    replied: tuple[str, ...]
     best_round: int = Field(ge=0)
     best_metric: float | None
 
@@ -40,6 +49,7 @@ class Checkpoint:
         best_round: the round with the best validation metric; 0 if none was measured.
         best_metric: that metric, or None.
         best_parameters: the parameters after that round.
+        replied: the sites whose updates are in the last round.
     """
 
     study_hash: str
@@ -49,30 +59,49 @@ class Checkpoint:
     best_round: int
     best_metric: float | None
     best_parameters: Parameters
+    replied: tuple[str, ...] = ()
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
     """Replace the folder's checkpoint; the old one stays valid until the new one is complete on disk.
+
+    Returns:
+        The same checkpoint, its arrays read-only views of the file: they come into memory where they are looked at.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
+    path = folder / FILE_NAME
     arrays: Parameters = {f"parameters/{name}": array for name, array in checkpoint.parameters.items()}
-    arrays |= {f"best/{name}": array for name, array in checkpoint.best_parameters.items()}
+    if checkpoint.best_round != checkpoint.round_number:
+        arrays |= {f"best/{name}": array for name, array in checkpoint.best_parameters.items()}
     for slot, slot_arrays in checkpoint.optimizer_state.items():
         arrays |= {f"optimizer/{slot}/{name}": array for name, array in slot_arrays.items()}
-    facts = _Facts(
+    facts = Facts(
         study_hash=checkpoint.study_hash,
         round_number=checkpoint.round_number,
+        replied=checkpoint.replied,
         best_round=checkpoint.best_round,
         best_metric=checkpoint.best_metric,
     )
-    body = encode_parameters(arrays, {"facts": facts.model_dump_json()})
-    write_atomically(folder / FILE_NAME, MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    digest = hashlib.sha256()
+    try:
+        with replacing(path) as stream:
+
+            def write(piece: memoryview) -> None:
+                digest.update(piece)
+                stream.write(piece)
+
+            stream.write(MAGIC)
+            write_parameters(write, arrays, {"facts": facts.model_dump_json()})
+            stream.write(digest.digest())
+        return _from_body(_body(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def read_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
-    """Return the folder's checkpoint, or None if it has none.
+    """Return the folder's checkpoint, or None if it has none; its arrays are read-only views of the file.
 
     Raises:
         CheckpointError: the file is damaged, of another version or of another study.
@@ -81,33 +110,33 @@ def read_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        raw = path.read_bytes()
+        if not _is_whole(path):
+            raise CheckpointError(f"{path} is damaged or of another version.", "Start the run anew without --resume.")
+        checkpoint = _from_body(_body(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
-    digest, body = raw[len(MAGIC) : len(MAGIC) + 64], raw[len(MAGIC) + 65 :]
-    if not raw.startswith(MAGIC) or hashlib.sha256(body).hexdigest().encode() != digest:
-        raise CheckpointError(f"{path} is damaged or of another version.", "Start the run anew without --resume.")
-    try:
-        facts = _Facts.model_validate_json(read_metadata(body)["facts"])
-        arrays = decode_parameters(body, len(body))
-    except (EchoFedError, KeyError, ValidationError) as error:
+    except (ArraysError, KeyError, ValidationError) as error:
         raise CheckpointError(f"{path} is of another version.", "Start the run anew without --resume.") from error
-    if facts.study_hash != study_hash:
+    if checkpoint.study_hash != study_hash:
         raise CheckpointError(f"{path} belongs to another study.", "Use another --out folder.")
-    optimizer_state: State = {}
-    for name, array in arrays.items():
-        if name.startswith("optimizer/"):
-            _, slot, parameter = name.split("/", 2)
-            optimizer_state.setdefault(slot, {})[parameter] = array
-    return Checkpoint(
-        study_hash=facts.study_hash,
-        round_number=facts.round_number,
-        parameters=_under(arrays, "parameters/"),
-        optimizer_state=optimizer_state,
-        best_round=facts.best_round,
-        best_metric=facts.best_metric,
-        best_parameters=_under(arrays, "best/"),
-    )
+    return checkpoint
+
+
+def read_facts(folder: Path) -> Facts | None:
+    """Return what the folder's checkpoint says beside its arrays, which are neither read nor checked; None if it has none.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged or of another version.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        return Facts.model_validate_json(read_metadata(_body(path))["facts"])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
+    except (ArraysError, KeyError, ValidationError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version.", "Start the study anew.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -120,6 +149,43 @@ def write_atomically(path: Path, content: bytes) -> None:
         replace_file(path, content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the file is of this version and what it should be; read, not mapped, so that a bad disk is an error."""
+    left, digest = path.stat().st_size - len(MAGIC) - _DIGEST_BYTES, hashlib.sha256()
+    with path.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            return False
+        while left > 0 and (piece := stream.read(min(left, _READ_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+        return left == 0 and stream.read() == digest.digest()
+
+
+def _body(path: Path) -> memoryview:
+    return map_file(path)[len(MAGIC) : -_DIGEST_BYTES]
+
+
+def _from_body(body: memoryview) -> Checkpoint:
+    facts = Facts.model_validate_json(read_metadata(body)["facts"])
+    arrays = decode_parameters(body, len(body))
+    optimizer_state: State = {}
+    for name, array in arrays.items():
+        if name.startswith("optimizer/"):
+            _, slot, parameter = name.split("/", 2)
+            optimizer_state.setdefault(slot, {})[parameter] = array
+    parameters = _under(arrays, "parameters/")
+    return Checkpoint(
+        study_hash=facts.study_hash,
+        round_number=facts.round_number,
+        parameters=parameters,
+        optimizer_state=optimizer_state,
+        best_round=facts.best_round,
+        best_metric=facts.best_metric,
+        best_parameters=parameters if facts.best_round == facts.round_number else _under(arrays, "best/"),
+        replied=facts.replied,
+    )
 
 
 def _under(arrays: Parameters, prefix: str) -> Parameters:

@@ -39,8 +39,12 @@ def run_study(
     initial: Parameters,
     folder: RunFolder,
     on_round: Callable[[Round], None] = lambda record: None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Checkpoint:
     """Run the rounds that are left and return the last checkpoint.
+
+    Memory is at most about three times the model, whatever the number of sites: what is not at work lies in the checkpoint's
+    file. That holds for `initial` if it is mapped, and for a grid that has one reply at a time in memory.
 
     Args:
         study: what was agreed.
@@ -49,6 +53,7 @@ def run_study(
         initial: shared parameters to start from.
         folder: where checkpoint and history live.
         on_round: called after each published round.
+        go_on: asked before each round; if not, the checkpoint so far is returned.
 
     Raises:
         SitesError: fewer sites than the study requires.
@@ -60,12 +65,14 @@ def run_study(
     checkpoint = (read_checkpoint(folder.path, study.hash) if folder.resume else None) or Checkpoint(
         study.hash, 0, initial, {}, 0, None, initial
     )
-    strategy = StudyStrategy(study, sites, checkpoint.parameters, checkpoint.optimizer_state)
     for round_number in range(checkpoint.round_number + 1, study.federation.rounds + 1):
+        if not go_on():
+            break
+        strategy = StudyStrategy(study, sites, checkpoint.parameters, checkpoint.optimizer_state)
         record = _run_round(study, grid, strategy, round_number)
         checkpoint = _advance(study, strategy, checkpoint, record)
         append_round(folder.path, record)
-        write_checkpoint(folder.path, checkpoint)
+        checkpoint = write_checkpoint(folder.path, checkpoint)
         on_round(record)
     return checkpoint
 
@@ -73,17 +80,21 @@ def run_study(
 def exchange(grid: Grid, messages: Iterable[Message], timeout_seconds: float) -> Iterator[Message]:
     """Send messages and yield each reply as it comes, until all are in or the time is up.
 
-    The messages' own time to live is the timeout: a grid answers those that expire with an error. Flower's own
-    `send_and_receive` returns every reply at once; here at most a few are in memory together.
+    The messages' own time to live is the timeout: a grid answers those that expire with an error. A message is answered once:
+    what comes again, or too late from an earlier exchange, is dropped. Flower's own `send_and_receive` returns every reply at
+    once; here at most a few are in memory together, and the messages no longer than the grid keeps them.
     """
     deadline = time.monotonic() + timeout_seconds + GRACE_SECONDS
     waiting = set(grid.push_messages(messages))
+    del messages
     while waiting and time.monotonic() < deadline:
         arrived = False
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            arrived = True
-            yield reply
+        for reply in grid.pull_messages(tuple(waiting)):
+            if reply.metadata.reply_to_message_id in waiting:
+                waiting.remove(reply.metadata.reply_to_message_id)
+                arrived = True
+                yield reply
+            del reply  # or it would still be in memory while the next one comes
         if waiting and not arrived:
             time.sleep(POLL_SECONDS)
 
@@ -93,8 +104,11 @@ def _run_round(study: Study, grid: Grid, strategy: StudyStrategy, round_number: 
     attempt = 0
     while True:
         attempt += 1
-        asked = strategy.configure_train(round_number, strategy.arrays(), nothing, grid)
-        published, _ = strategy.aggregate_train(round_number, exchange(grid, asked, timeout))
+        # The instructions have no name here, and so go when the grid has passed them on.
+        published, _ = strategy.aggregate_train(
+            round_number,
+            exchange(grid, strategy.configure_train(round_number, strategy.arrays(), nothing, grid), timeout),
+        )
         if published is not None:
             break
         if attempt > study.federation.retries:
@@ -150,6 +164,7 @@ def _advance(study: Study, strategy: StudyStrategy, before: Checkpoint, record: 
         best_round=record.round_number if improved else before.best_round,
         best_metric=metric if improved else best,
         best_parameters=strategy.parameters if improved else before.best_parameters,
+        replied=tuple(sorted(strategy.outcome.trained)),
     )
 
 

@@ -1,14 +1,18 @@
 """Means over updates, one update in memory at a time."""
 
 import math
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echofed.protocol.arrays import Parameters
+from echofed.protocol.arrays import parts
 from echofed.protocol.messages import TrainReply
 from echofed.protocol.study import Study
+
+Piece = tuple[str, slice, NDArray[np.float32]]
+"""Some numbers of one array: its name, where they stand in the flat array, and they themselves."""
 
 
 class StreamingMean:
@@ -22,19 +26,39 @@ class StreamingMean:
     """
 
     def __init__(self, template: Mapping[str, NDArray[np.float32]]) -> None:
-        self._total = {name: np.zeros(array.shape, np.float64) for name, array in template.items()}
+        numbers = sum(array.size for array in template.values())
+        # A mapping of its own and not numpy's memory, for this can be given back piece by piece.
+        self._memory = mmap.mmap(-1, max(8 * numbers, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flat, start = np.frombuffer(self._memory, np.float64, numbers), 0
+        self._total: dict[str, NDArray[np.float64]] = {}
+        for name in sorted(template):
+            self._total[name] = flat[start : start + template[name].size]
+            start += template[name].size
         self._weight = 0.0
 
     def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
         """Add one update, float32 arrays by name, with an aggregation weight above 0."""
         for name, total in self._total.items():
-            total += update[name] if weight == 1 else np.multiply(update[name], weight, dtype=np.float64)
+            flat = update[name].reshape(-1)
+            for part in parts(flat.size):
+                block = flat[part]
+                total[part] += block if weight == 1 else np.multiply(block, weight, dtype=np.float64)
         self._weight += weight
 
-    def mean(self) -> Parameters:
-        """Return the mean of what was added; zeros if the weights add up to nothing."""
+    def take(self) -> Iterator[Piece]:
+        """Yield the mean of what was added, zeros if the weights add up to nothing, and forget it on the way.
+
+        Arrays come in the order of their names, each in the `parts` of its size.
+        """
         scale = 1 / self._weight if self._weight > 0 else 0.0
-        return {name: (total * scale).astype(np.float32) for name, total in self._total.items()}
+        taken = 0
+        for name, total in self._total.items():
+            for part in parts(total.size):
+                yield name, part, (total[part] * scale).astype(np.float32)
+                taken += total[part].nbytes
+                whole_pages = taken - taken % mmap.PAGESIZE
+                if whole_pages:
+                    self._memory.madvise(mmap.MADV_DONTNEED, 0, whole_pages)
 
 
 def aggregation_weight(study: Study, reply: TrainReply, size: int) -> float:
@@ -58,6 +82,11 @@ def aggregation_weight(study: Study, reply: TrainReply, size: int) -> float:
 
 def norm(update: Mapping[str, NDArray[np.float32]]) -> float:
     """Return the Euclidean norm over all arrays of an update."""
-    flat = np.concatenate([array.ravel() for array in update.values()], dtype=np.float64)
-    # Not np.dot, which wakes a thread on every core: simulated sites are at work there.
-    return math.sqrt(float(np.einsum("i,i->", flat, flat)))
+    total = 0.0
+    for array in update.values():
+        flat = array.reshape(-1)
+        for part in parts(flat.size):
+            block = flat[part].astype(np.float64)
+            # Not np.dot, which wakes a thread on every core: simulated sites are at work there.
+            total += float(np.einsum("i,i->", block, block))
+    return math.sqrt(total)

@@ -1,16 +1,19 @@
 """Server optimisers: how the mean update moves the global parameters (Reddi et al. (2021), Alg. 2).
 
 An optimiser is one pure function from (parameters, mean update, state) to (parameters, state); the state is
-a dictionary of slots, each shaped like the parameters, so that a checkpoint needs to know nothing about it.
+a dictionary of slots, each shaped like the parameters, so that a checkpoint needs to know nothing about it. All of it works on
+each number alone, and so block by block: of a large model, only what is new is in memory as a whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echofed.protocol.arrays import Parameters
+from echofed.protocol.arrays import Parameters, encode_blocks
+from echofed.protocol.mapped_files import release
 from echofed.protocol.study import ServerOptimizer
+from echofed.strategies.aggregation import Piece
 
 Array = NDArray[np.float32]
 State = dict[str, Parameters]
@@ -70,25 +73,42 @@ _DIRECTIONS: dict[str, Callable[[ServerOptimizer, Array, Slots], tuple[Array, Sl
 
 
 def apply_update(
-    settings: ServerOptimizer, parameters: Parameters, update: Parameters, state: State
-) -> tuple[Parameters, State]:
-    """Return new global parameters and optimiser state.
+    settings: ServerOptimizer, parameters: Parameters, update: Iterable[Piece], state: State
+) -> tuple[bytes, State]:
+    """Return new global parameters, as the safetensors buffer that will travel, and optimiser state.
 
     With `sgd` and learning rate 1 the result is the mean of the sites' models (FedAvg; McMahan et al. (2017), Alg. 1).
 
     Args:
         settings: the study's server optimiser.
-        parameters: global parameters, float32 arrays by name.
-        update: mean of local - global, same names and shapes.
-        state: what the previous call returned; empty before the first.
+        parameters: global parameters, float32 arrays by name; left as they are, and released where they are mapped.
+        update: mean of local - global, of the same names and shapes, as `StreamingMean.take` gives it.
+        state: what the previous call returned; empty before the first; left as it is and released, too.
     """
-    direction = _DIRECTIONS[settings.name]
-    moved: Parameters = {}
     new_state: State = {}
+
+    def moved() -> Iterator[Array]:
+        for name, part, mean in update:
+            old = parameters[name].reshape(-1)
+            slots = {slot: arrays[name].reshape(-1) for slot, arrays in state.items()}
+            step, new_slots = _DIRECTIONS[settings.name](
+                settings, mean, {slot: flat[part] for slot, flat in slots.items()}
+            )
+            yield (old[part] + np.float32(settings.learning_rate) * step).astype(np.float32)
+            for slot, value in new_slots.items():
+                if slot not in new_state:
+                    new_state[slot] = _empty_like(parameters)
+                new_state[slot][name].reshape(-1)[part] = value
+            release(old, *slots.values())
+
+    return encode_blocks(parameters, moved()), new_state
+
+
+def _empty_like(parameters: Mapping[str, Array]) -> Parameters:
+    """Return arrays of the same names and shapes, parts of one: memory that large goes back to the system when dropped."""
+    flat, start = np.empty(sum(array.size for array in parameters.values()), np.float32), 0
+    arrays: Parameters = {}
     for name, array in parameters.items():
-        slots = {slot: arrays[name] for slot, arrays in state.items()}
-        step, new_slots = direction(settings, update[name], slots)
-        moved[name] = (array + np.float32(settings.learning_rate) * step).astype(np.float32)
-        for slot, value in new_slots.items():
-            new_state.setdefault(slot, {})[name] = value.astype(np.float32)
-    return moved, new_state
+        arrays[name] = flat[start : start + array.size].reshape(array.shape)
+        start += array.size
+    return arrays

@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from echofed.protocol.arrays import Parameters
+from echofed.protocol.arrays import Parameters, decode_parameters
 from echofed.protocol.errors import EchoFedError
 from echofed.protocol.figures import metric_of
-from echofed.protocol.flower_records import content, parameters_record, payload_bytes
+from echofed.protocol.flower_records import buffer_record, content, parameters_record, payload_bytes
 from echofed.protocol.messages import EvaluateReply, Instruction, NoisyFigures, TrainReply
 from echofed.protocol.study import Study
 from echofed.strategies.aggregation import StreamingMean, aggregation_weight
@@ -60,6 +60,7 @@ class StudyStrategy(Strategy):
         self.parameters = parameters
         self.optimizer_state: State = optimizer_state or {}
         self.outcome = Outcome()
+        self._published: ArrayRecord | None = None
         self._size = sum(array.size for array in parameters.values())
 
     def configure_train(
@@ -82,19 +83,15 @@ class StudyStrategy(Strategy):
         """Return the new global parameters, or None (and nothing changes) with fewer good replies than required."""
         mean = StreamingMean(self.parameters)
         for site, message in self._from_sites(replies, self.outcome.trained):
-            try:
-                reply, update = read_train_reply(message, self.study, server_round, site, self.parameters)
-            except EchoFedError as error:
-                self.outcome.refused[site] = error.what
-                continue
-            mean.add(update, aggregation_weight(self.study, reply, self._size))
-            self.outcome.trained[site] = reply
+            self._add(mean, server_round, site, message)
+            del message  # or it would still be in memory while the next one comes
         self._count_silent(self.outcome.trained)
         if len(self.outcome.trained) < self.study.federation.minimum_replies:
             return None, None
-        self.parameters, self.optimizer_state = apply_update(
-            self.study.strategy.server_optimizer, self.parameters, mean.mean(), self.optimizer_state
+        buffer, self.optimizer_state = apply_update(
+            self.study.strategy.server_optimizer, self.parameters, mean.take(), self.optimizer_state
         )
+        self.parameters, self._published = decode_parameters(buffer, len(buffer)), buffer_record(buffer)
         return self.arrays(), MetricRecord({"replies": len(self.outcome.trained)})
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -126,7 +123,16 @@ class StudyStrategy(Strategy):
 
     def arrays(self) -> ArrayRecord:
         """Return the global parameters as Flower carries them."""
-        return parameters_record(self.parameters)
+        return self._published or parameters_record(self.parameters)
+
+    def _add(self, mean: StreamingMean, round_number: int, site: str, message: Message) -> None:
+        try:
+            reply, update = read_train_reply(message, self.study, round_number, site, self.parameters)
+        except EchoFedError as error:
+            self.outcome.refused[site] = error.what
+            return
+        mean.add(update, aggregation_weight(self.study, reply, self._size))
+        self.outcome.trained[site] = reply
 
     def _ask(self, kind: str, round_number: int, arrays: ArrayRecord, grid: Grid) -> list[Message]:
         instruction = Instruction.model_validate(
@@ -146,6 +152,7 @@ class StudyStrategy(Strategy):
                 self.outcome.refused[f"node {message.metadata.src_node_id}"] = "The node is not a site of this study."
             elif site not in accepted:
                 yield site, message
+            del message
 
     def _count_silent(self, accepted: Mapping[str, object]) -> None:
         for site in self.sites.values():

@@ -11,33 +11,56 @@ import numpy as np
 import pytest
 
 from echofed.protocol.errors import CheckpointError
-from echofed.server.checkpoint import FILE_NAME, Checkpoint, read_checkpoint, write_checkpoint
+from echofed.server.checkpoint import FILE_NAME, Checkpoint, read_checkpoint, read_facts, write_checkpoint
 
 STUDY = "ab" * 32
 
 
 def checkpoint(round_number: int = 3, size: int = 10) -> Checkpoint:
     arrays = {"head.weight": np.full((2, size), round_number, np.float32), "b": np.ones(1, np.float32)}
-    return Checkpoint(STUDY, round_number, arrays, {"first": arrays, "second": arrays}, 2, 0.75, arrays)
+    best = {name: array + 1 for name, array in arrays.items()}
+    return Checkpoint(STUDY, round_number, arrays, {"first": arrays, "second": best}, 2, 0.75, best, ("a", "b"))
 
 
 def test_round_trip(tmp_path: Path) -> None:
     before = checkpoint()
-    write_checkpoint(tmp_path, before)
-    after = read_checkpoint(tmp_path, STUDY)
-    assert after is not None
-    assert (after.round_number, after.best_round, after.best_metric) == (3, 2, 0.75)
-    for part in ("parameters", "best_parameters"):
-        for name, array in getattr(before, part).items():
-            np.testing.assert_array_equal(getattr(after, part)[name], array)
-    assert after.optimizer_state.keys() == {"first", "second"}
+    for after in (write_checkpoint(tmp_path, before), read_checkpoint(tmp_path, STUDY)):
+        assert after is not None
+        assert (after.round_number, after.best_round, after.best_metric) == (3, 2, 0.75)
+        assert after.replied == ("a", "b")
+        for part in ("parameters", "best_parameters"):
+            for name, array in getattr(before, part).items():
+                np.testing.assert_array_equal(getattr(after, part)[name], array)
+                assert getattr(after, part)[name].flags.aligned
+        assert after.optimizer_state.keys() == {"first", "second"}
+        for name, array in before.optimizer_state["second"].items():
+            np.testing.assert_array_equal(after.optimizer_state["second"][name], array)
+    facts = read_facts(tmp_path)
+    assert facts is not None
+    assert (facts.round_number, facts.replied, facts.best_round) == (3, ("a", "b"), 2)
+
+
+def test_a_checkpoint_stays_as_it_was_when_the_next_replaces_it(tmp_path: Path) -> None:
+    old = write_checkpoint(tmp_path, checkpoint(3))
+    write_checkpoint(tmp_path, checkpoint(4))
+    np.testing.assert_array_equal(old.parameters["head.weight"], checkpoint(3).parameters["head.weight"])
+
+
+def test_the_last_round_that_is_the_best_stands_there_once(tmp_path: Path) -> None:
+    arrays = {"w": np.ones(50_000, np.float32)}
+    write_checkpoint(tmp_path, Checkpoint(STUDY, 4, arrays, {}, 4, 0.5, arrays))
+    assert (tmp_path / FILE_NAME).stat().st_size < 1.1 * arrays["w"].nbytes
+    kept = read_checkpoint(tmp_path, STUDY)
+    assert kept is not None
+    np.testing.assert_array_equal(kept.best_parameters["w"], arrays["w"])
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path, STUDY) is None
+    assert read_facts(tmp_path) is None
 
 
-@pytest.mark.parametrize("position", [0, 30, 90, 200, -1])
+@pytest.mark.parametrize("position", [0, 30, 90, 200, -40, -1])
 def test_one_flipped_bit_is_noticed(tmp_path: Path, position: int) -> None:
     write_checkpoint(tmp_path, checkpoint())
     raw = bytearray((tmp_path / FILE_NAME).read_bytes())

@@ -15,7 +15,7 @@ from echofed.protocol.flower_records import content, error_reply, parameters_rec
 from echofed.protocol.messages import EvaluateReply, ExactFigures, Instruction, TrainReply
 from echofed.protocol.study import Study
 from echofed.server.checkpoint import read_checkpoint
-from echofed.server.history import FILE_NAME, read_history
+from echofed.server.history import append_round, read_history
 from echofed.server.rounds import RunFolder, run_study
 from echofed.simulations.identity import declare_task
 from tests.studies import make_study
@@ -168,9 +168,61 @@ def test_resuming_gives_the_model_of_an_uninterrupted_run(tmp_path: Path, preset
 
     with pytest.raises(KilledError):
         run_study(study, FunctionGrid(study, sites), SITES, INITIAL, RunFolder(tmp_path / "b", False), kill_after_two)
-    # A crash may also leave a line half written.
-    with (tmp_path / "b" / FILE_NAME).open("a") as stream:
-        stream.write('\n{"round_number": 3, "att')
+    # A crash may also come between the history and the checkpoint.
+    append_round(
+        tmp_path / "b", read_history(tmp_path / "b", 2)[1].model_copy(update={"round_number": 3, "attempts": 9})
+    )
     resumed = run_study(study, FunctionGrid(study, sites), SITES, INITIAL, RunFolder(tmp_path / "b", True))
     np.testing.assert_array_equal(resumed.parameters["w"], whole.parameters["w"])
-    assert len(read_history(tmp_path / "b", 5)) == 5
+    assert [record.attempts for record in read_history(tmp_path / "b", 5)] == [1] * 5
+    assert resumed.replied == whole.replied == ("north", "south")
+
+
+def test_it_stops_when_told_to_and_goes_on_from_there(tmp_path: Path) -> None:
+    study = make_study(federation={"rounds": 5}, strategy={"preset": "FedAvgM"})
+    asked: list[int] = []
+
+    def two_more() -> bool:
+        asked.append(1)
+        return len(asked) % 3 != 0
+
+    grid = FunctionGrid(study, {1: adds(1.0), 2: adds(2.0)})
+    reached = [
+        run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path, True), go_on=two_more).round_number for _ in range(3)
+    ]
+    assert reached == [2, 4, 5]
+    (tmp_path / "whole").mkdir()
+    whole = run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path / "whole", False))
+    kept = read_checkpoint(tmp_path, study.hash)
+    assert kept is not None
+    np.testing.assert_array_equal(kept.parameters["w"], whole.parameters["w"])
+
+
+class RepeatingGrid(FunctionGrid):
+    """A grid that gives every reply twice, and again those of earlier exchanges."""
+
+    def __init__(self, study: Study, sites: dict[int, Site]) -> None:
+        super().__init__(study, sites)
+        self.given: list[Message] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        new = list(super().pull_messages(message_ids))
+        old, self.given = self.given, [*self.given, *new]
+        return [*old, *new, *new]
+
+
+def test_late_and_repeated_replies_do_not_count(tmp_path: Path) -> None:
+    study = make_study(federation={"rounds": 3, "retries": 1})
+    calls: list[int] = []
+
+    def fails_first(instruction: Instruction, w: np.ndarray) -> tuple[float, float | None]:
+        calls.append(1)
+        return failing(instruction, w) if len(calls) == 1 else adds(2.0)(instruction, w)
+
+    grid = RepeatingGrid(study, {1: lambda i, w: (1.0 + len(calls), 0.5), 2: fails_first})
+    checkpoint = run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path, False))
+    history = read_history(tmp_path, 3)
+    assert [record.attempts for record in history] == [2, 1, 1]
+    # What north says grows with each exchange, so an answer to an earlier one would show.
+    assert [record.sites["north"].training_loss for record in history] == [2.0, 4.0, 6.0]
+    np.testing.assert_allclose(checkpoint.parameters["w"], (2 + 2) / 2 + (4 + 2) / 2 + (6 + 2) / 2)

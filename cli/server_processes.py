@@ -1,0 +1,59 @@
+"""The coordinator's processes: SuperLink on loopback, the gateway, the conductor."""
+
+import logging
+import secrets
+import sys
+from pathlib import Path
+
+from echofed.cli.supervisor import Program, Supervisor, free_port, listens, running_folder
+from echofed.protocol.audit_log import open_audit_log
+from echofed.protocol.key_files import write_private_file
+from echofed.server.settings import load_settings
+
+SUPERLINK = "from flwr.superlink.cli import flower_superlink; flower_superlink()"
+DATABASE_MAX_BYTES = 256 * 2**20
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run_server(folder: Path, unix_socket: Path | None) -> None:
+    """Run a coordinator's processes until told to stop.
+
+    Raises:
+        StateFolderError: there is no consortium in the folder, or another process runs it.
+        PortInUseError: another program listens where the gateway is to listen.
+    """
+    logging.basicConfig(level=logging.INFO, format="[supervisor] %(message)s")
+    settings = load_settings(folder)
+    with running_folder(folder) as run:
+        if unix_socket is None:
+            free_port(settings.bind_port)  # said at once, rather than by the gateway again and again
+        log = open_audit_log(folder, owner=settings.name)
+        log.append("started", what="server")
+        port, secret = free_port(), run / "secret"
+        write_private_file(secret, secrets.token_bytes(32))
+        try:
+            Supervisor(_programs(folder, run, port, secret, unix_socket), run).run()
+        finally:
+            log.append("stopped", what="server")
+
+
+def _programs(folder: Path, run: Path, port: int, secret: Path, unix_socket: Path | None) -> list[Program]:
+    database = folder / "superlink" / "superlink.sqlite"
+    database.parent.mkdir(exist_ok=True, mode=0o700)
+    # What is in flight can be sent again and nodes register anew, so a database that has grown is simply left behind.
+    if sum(path.stat().st_size for path in database.parent.glob("superlink.sqlite*")) > DATABASE_MAX_BYTES:
+        for path in database.parent.glob("superlink.sqlite*"):
+            path.unlink()
+    superlink = [sys.executable, "-c", SUPERLINK, "--insecure", "--isolation", "process", "--host", "127.0.0.1"]
+    superlink += ["--port", str(port), "--database", str(database), "--superexec-auth-secret-file", str(secret)]
+    superlink += ["--disable-runtime-dependency-installation"]
+    address = f"127.0.0.1:{port}"
+    gateway = [sys.executable, "-m", "echofed.server.gateway", str(folder), address]
+    gateway += ["--unix-socket", str(unix_socket)] if unix_socket else []
+    conductor = [sys.executable, "-m", "echofed.server.conductor", str(folder), address, str(secret)]
+    flower = {**QUIET, "FLWR_HOME": str(run / "flower")}
+    return [
+        Program("superlink", superlink, lambda: listens(port), environment=flower),
+        Program("gateway", gateway, environment=QUIET),
+        Program("conductor", conductor, environment=flower),
+    ]

@@ -1,0 +1,244 @@
+"""The site's executor: claims tasks from the SuperNode and runs what is installed here, nothing else.
+
+    python -m echofed.client.flower_executor STATE
+
+Flower's own executor starts a process for each message and runs the app bundle that came with it. This one is a single warm
+process. It looks at the bundle's hash only: a bundle other than EchoFed's empty one, a message of another type or without
+the coordinator's seal is refused and logged. Nothing in a bundle is unpacked, imported or evaluated.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from echofed.client.flower import make_client_app
+from echofed.client.identity import Identity, load_identity
+from echofed.client.link import Link
+from echofed.client.link_settings import load_link_settings
+from echofed.client.policy import load_policy
+from echofed.client.sealed_answers import Opened, Reply, SealedAnswers
+from echofed.client.site import open_site
+from echofed.client.studies_sync import fetch_studies, send_answers
+from echofed.protocol.audit_log import AuditLog, open_audit_log
+from echofed.protocol.bundle import bundle_hash, empty_bundle
+from echofed.protocol.errors import EchoFedError, EnrolmentError, ForeignCodeError, UnexpectedError
+from echofed.protocol.flower_records import (
+    buffer_of,
+    content_of,
+    document_of,
+    error_reply,
+    read_sealed,
+    sealed_content,
+)
+from echofed.protocol.seals import ErrorReply, error_said
+
+LOG = logging.getLogger("echofed.client")
+KINDS = {"train": "train", "evaluate": "evaluate", "query": "describe"}
+"""What each type of Flower message asks for; other types are refused."""
+POLL_SECONDS = 0.1
+HEARTBEAT_SECONDS = 15.0
+STUDIES_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
+"""How long the SuperNode may be silent before the executor ends, to be started anew with it."""
+
+
+class Executor:
+    """Answers the messages that reach one site.
+
+    Args:
+        state_folder: the site's.
+        runtime_address: host:port of the SuperNode's Runtime API, on loopback.
+        secret: shared with the SuperNode, so that no other program on the machine can claim its tasks.
+        answers: opens instructions and seals replies.
+        log: the site's audit log.
+    """
+
+    def __init__(
+        self, state_folder: Path, runtime_address: str, secret: bytes, answers: SealedAnswers, log: AuditLog
+    ) -> None:
+        self._state_folder, self._address, self._answers, self._log = state_folder, runtime_address, answers, log
+        self._secret = secret
+        self._app = lru_cache(maxsize=4)(lambda folder: make_client_app(folder, [state_folder], None))
+
+    def run(self) -> None:
+        """Claim and answer tasks until the process ends.
+
+        Raises:
+            httpx.HTTPError: the SuperNode has been silent for too long.
+        """
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+            ),
+        ]
+        heard = time.monotonic()
+        with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
+            while True:
+                try:
+                    claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+                    heard = time.monotonic()
+                except httpx.HTTPError:
+                    if time.monotonic() - heard > PATIENCE_SECONDS:
+                        raise
+                    time.sleep(1.0)
+                    continue
+                if claimed.token:
+                    self._work(claimed.token)
+                else:
+                    time.sleep(POLL_SECONDS)
+
+    def _work(self, token: str) -> None:
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(token),
+        ]
+        with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as task:
+            done = threading.Event()
+            beating = threading.Thread(target=_beat, args=(task, done), daemon=True)
+            beating.start()
+            try:
+                message, context, _, fab = pull_task_input(task)
+                TaskIdentity.run_id, TaskIdentity.node_id = context.run_id, context.node_id
+                push_message(task, self._answer(message, context, fab), context)
+                push_task_output(task, None, SubStatus.COMPLETED, "")
+            except (httpx.HTTPError, RuntimeError, ValueError) as error:
+                LOG.warning("A task could not be finished: %s", error)
+                with suppress(httpx.HTTPError):
+                    push_task_output(task, None, SubStatus.FAILED, "see the site's log")
+            finally:
+                done.set()
+                beating.join()
+
+    def _answer(self, message: Message, context: Context, fab: Fab) -> Message:
+        try:
+            kind = _own_kind(message, fab)
+            document, signed = read_sealed(message.content)
+            seal = self._answers.read(document, signed, kind)
+        except EchoFedError as error:
+            # Whoever sent it is not our coordinator, as far as anybody can prove: it is told the code, unsigned.
+            self._refused(error)
+            return error_reply(error, message)
+        try:
+            opened = self._answers.open(seal, signed)
+            reply, reply_seal = self._answers.answer(opened, lambda: self._run(opened, message, context, document))
+        except _SiteRefusalError as refusal:
+            reply, reply_seal = self._answers.refuse(seal, signed, refusal.said)
+        except EchoFedError as error:
+            self._refused(error, study=seal.study_hash, round=seal.round_number)
+            reply, reply_seal = self._answers.refuse(seal, signed, error_said(error))
+        except Exception as error:
+            LOG.exception("An error nobody expected")
+            self._log.append("error", what=repr(error)[:200])
+            said = error_said(UnexpectedError("An error nobody expected."))
+            reply, reply_seal = self._answers.refuse(seal, signed, said)
+        return Message(sealed_content(reply, reply_seal), reply_to=message)
+
+    def _run(self, opened: Opened, message: Message, context: Context, document: str) -> Reply:
+        import torch
+
+        if cores := load_policy(self._state_folder).cores:
+            torch.set_num_threads(cores)
+        message.content = content_of(document, opened.parameters)
+        app: ClientApp = self._app(opened.study_folder)
+        reply = app(message=message, context=context)
+        if reply.has_error():
+            raise _SiteRefusalError(reply.error)
+        return document_of(reply.content), buffer_of(reply.content)
+
+    def _refused(self, error: EchoFedError, **facts: str | int) -> None:
+        LOG.warning("Refused: %s", error)
+        self._log.append("refused request", code=error.code, what=error.what, **facts)
+
+
+class _SiteRefusalError(Exception):
+    """The ClientApp answered with an error, of the form `error_reply` gives it."""
+
+    def __init__(self, error: Error) -> None:
+        code, _, sentence = (error.reason or "").partition("] ")
+        self.said = ErrorReply(code=code.removeprefix("["), sentence=sentence)
+        super().__init__(sentence)
+
+
+def _own_kind(message: Message, fab: Fab) -> str:
+    if fab.hash_str != bundle_hash() or fab.content != empty_bundle():
+        raise ForeignCodeError(f"A Flower app bundle with hash {fab.hash_str[:16]} came; it was not opened.")
+    kind = KINDS.get(message.metadata.message_type)
+    if kind is None or message.has_error():
+        raise ForeignCodeError(f"A message of type '{message.metadata.message_type[:60]}' came.")
+    return kind
+
+
+def _beat(task: RuntimeHttpClient, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT_SECONDS):
+        with suppress(httpx.HTTPError):
+            task.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
+def _fresh_identity(state_folder: Path) -> Callable[[], Identity]:
+    """Return a function that gives the site's identity, read anew after its certificate was renewed."""
+    known: dict[int, Identity] = {}
+
+    def identity() -> Identity:
+        changed = (state_folder / "identity").stat().st_mtime_ns
+        if changed not in known:
+            known.clear()
+            known[changed] = load_identity(state_folder)
+        return known[changed]
+
+    return identity
+
+
+def _keep_up_to_date(state_folder: Path, identity: Callable[[], Identity], log: AuditLog, link: Link) -> None:
+    """Send the hospital's answers, and learn what the coordinator has published or taken back."""
+    while True:
+        try:
+            send_answers(state_folder, link)
+            fetch_studies(state_folder, identity(), log, link)
+        except EchoFedError as error:
+            LOG.info("%s", error.what)
+        time.sleep(STUDIES_SECONDS)
+
+
+def main(state_folder: Path, runtime_address: str, proxy_address: str, secret_file: Path) -> None:
+    """Run the executor of a site until it is stopped."""
+    identity = _fresh_identity(state_folder)
+    me, log = identity(), open_audit_log(state_folder, owner=identity().site)
+    if open_site(state_folder).name != me.site:
+        raise EnrolmentError(
+            f"The data are registered as {open_site(state_folder).name}, the site is enrolled as {me.site}."
+        )
+    link = Link(me, load_link_settings(state_folder), base_url=f"http://{proxy_address}")
+    threading.Thread(target=_keep_up_to_date, args=(state_folder, identity, log, link), daemon=True).start()
+    answers = SealedAnswers(state_folder, identity, link, log)
+    Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log).run()
+
+
+if __name__ == "__main__":
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))

@@ -1,0 +1,147 @@
+"""The coordinator's blobs: files of parameters named by their SHA-256, published to all sites or incoming from one.
+
+A blob's name says what is in it, and whoever reads one checks that. So nothing is synced to disk here: what a power cut tears
+is found by its hash and written again.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from echofed.protocol.arrays import sha256_of_file
+from echofed.protocol.errors import ArraysError, TooLargeError
+
+PUBLISHED = Path("blobs", "published")
+INCOMING = Path("blobs", "incoming")
+"""Of the coordinator's folder."""
+KEPT_PER_SITE = 4
+SPARE_BYTES = 2**28
+"""That incoming blobs leave free on the disk, so that the audit log and the checkpoints can still be written."""
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """The blobs in a coordinator's folder; several processes may use it at once.
+
+    Args:
+        folder: the coordinator's.
+        kept_per_site: incoming blobs of a site; when one more is whole the oldest goes.
+    """
+
+    def __init__(self, folder: Path, kept_per_site: int = KEPT_PER_SITE) -> None:
+        self._published, self._incoming = folder / PUBLISHED, folder / INCOMING
+        self._kept_per_site = kept_per_site
+        for made in (self._published.parent, self._published, self._incoming):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def published(self, name: str) -> Path:
+        """Return where a published blob is, or would be.
+
+        Raises:
+            ArraysError: it is not the name of a blob.
+        """
+        return self._published / _checked(name)
+
+    def incoming(self, site: str, name: str) -> Path:
+        """Return where a site's blob is, or would be; raises as `published`."""
+        return self._incoming / site / _checked(name)
+
+    def publish(self, content: bytes) -> str:
+        """Make a blob available to all sites and return its name."""
+        name = hashlib.sha256(content).hexdigest()
+        path = self.published(name)
+        if not _is_whole(path, name, len(content)):
+            _write(path, [memoryview(content)], name)
+        return name
+
+    def keep_published(self, names: Collection[str]) -> None:
+        """Remove every published blob but these."""
+        for path in self._published.iterdir():
+            if _NAME.fullmatch(path.name) and path.name not in names:
+                path.unlink(missing_ok=True)
+
+    def has_incoming(self, site: str, name: str, size: int) -> bool:
+        """Return whether a site's blob is there and whole; its bytes are read."""
+        return _is_whole(self.incoming(site, name), name, size)
+
+    def receive(self, site: str, name: str, size: int, pieces: Iterable[memoryview]) -> None:
+        """Write a site's blob as it arrives; it is there when all of it is and fits its name, and not before.
+
+        Args:
+            site: an enrolled one's name.
+            name: SHA-256 of the whole.
+            size: bytes that `pieces` have.
+            pieces: the content; may raise, then nothing stays.
+
+        Raises:
+            ArraysError: the content is not what the name says.
+            TooLargeError: the disk has no room for it.
+            OSError: it cannot be written.
+        """
+        path = self.incoming(site, name)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < size + SPARE_BYTES:
+            raise TooLargeError(
+                "The coordinator's disk is nearly full.", "Ask the coordinator to free some disk space."
+            )
+        _write(path, pieces, name)
+        self._drop_oldest(path.parent)
+
+    def drop_incoming(self, site: str, name: str) -> None:
+        """Remove a site's blob, if it is there."""
+        self.incoming(site, name).unlink(missing_ok=True)
+
+    def remove_parts(self) -> None:
+        """Remove what a killed process was receiving; to be called before any is received."""
+        for part in self._incoming.glob("*/*.part"):
+            part.unlink(missing_ok=True)
+
+    def _drop_oldest(self, folder: Path) -> None:
+        whole = []
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if _NAME.fullmatch(path.name):
+                    whole.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(whole)[: -self._kept_per_site]:
+            path.unlink(missing_ok=True)
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ArraysError(
+            "A blob is named by 64 hexadecimal digits, in lower case.", "Name it by the SHA-256 of its content."
+        )
+    return name
+
+
+def _is_whole(path: Path, name: str, size: int) -> bool:
+    try:
+        return path.stat().st_size == size and sha256_of_file(path) == name
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: Path, pieces: Iterable[memoryview], name: str) -> None:
+    part = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.part")
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as stream:
+            for piece in pieces:
+                digest.update(piece)
+                _write_all(stream.fileno(), piece)
+        if digest.hexdigest() != name:
+            raise ArraysError("The content is not what the blob's name says.", "Send the file again.")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]

@@ -1,0 +1,260 @@
+"""Runs the studies that are to run: the coordinator's own executor of Flower's ServerApp task.
+
+    python -m echofed.server.conductor FOLDER SUPERLINK_ADDRESS SECRET_FILE
+
+Every step can be cut short: a round is a function of the checkpoint and the replies, and the next start goes on from there. What
+is wanted of a study stands in its `control.json`, how it fares in its `status.json`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from echofed.protocol.arrays import Parameters, encode_parameters
+from echofed.protocol.durable import replace_file
+from echofed.protocol.errors import EchoFedError, InterruptedRunError, SitesError, TooFewRepliesError, UnreachableError
+from echofed.protocol.shared_layers import shared_parameters
+from echofed.protocol.study import Study
+from echofed.protocol.study_folder import read_study_folder
+from echofed.server.checkpoint import Checkpoint, read_checkpoint
+from echofed.server.cohort import describe_sites
+from echofed.server.coordination import Coordination
+from echofed.server.flower_link import FlowerLink
+from echofed.server.history import Round
+from echofed.server.rounds import RunFolder, run_study
+from echofed.server.sealed_grid import SealedGrid
+from echofed.server.studies import published_studies, read_control, study_folder, write_control
+from echofed.server.study_status import StudyStatus, write_status
+
+LOG = logging.getLogger("echofed.server")
+IDLE_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 60.0
+"""Before a site that could not describe itself is asked again: its hours may have begun, its data been put right."""
+WAIT_SECONDS = (5.0, 10.0, 30.0, 60.0, 300.0)
+"""Before a round that had too few replies is tried again; a study is never given up for that."""
+BEST_MODEL_FILE = "model-best.safetensors"
+LAST_MODEL_FILE = "model-last.safetensors"
+
+
+@dataclass
+class _Running:
+    """What the conductor knows of a running study beside its files."""
+
+    study: Study
+    folder: Path
+    parameters: Parameters
+    metadata: dict[str, str]
+    able: dict[str, bool] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    ask_again: dict[str, float] = field(default_factory=dict)
+    waits: int = 0
+    next_try: float = 0.0
+
+
+class Conductor:
+    """Runs studies over SuperLink, one round of each at a time when several run.
+
+    Args:
+        folder: the coordinator's.
+        superlink_address: host:port on loopback.
+        secret: shared with SuperLink; only who holds it can claim its tasks.
+    """
+
+    def __init__(self, folder: Path, superlink_address: str, secret: bytes) -> None:
+        self._folder, self._address, self._secret = folder, superlink_address, secret
+        self._coordination = Coordination(folder)
+        self._link: FlowerLink | None = None
+        self._running: dict[str, _Running] = {}
+
+    def run(self) -> None:
+        """Conduct until the process is told to stop."""
+        while True:
+            wanted = [key for key in published_studies(self._folder) if self._wanted(key) == "running"]
+            for key in [key for key in self._running if key not in wanted]:
+                self._say(self._running.pop(key), self._wanted(key))
+            due = [key for key in wanted if self._is_due(key)]
+            for key in due:
+                self._conduct(key, alone=len(due) == 1)
+            if not due:
+                time.sleep(IDLE_SECONDS)
+
+    def close(self) -> None:
+        """End the Flower run."""
+        if self._link is not None:
+            self._link.close()
+
+    def _wanted(self, key: str) -> str:
+        return read_control(self._folder, key).state
+
+    def _is_due(self, key: str) -> bool:
+        return time.monotonic() >= self._study(key).next_try
+
+    def _rounds(self, running: _Running) -> int:
+        wanted, agreed = read_control(self._folder, running.study.hash).rounds, running.study.federation.rounds
+        return min(wanted or agreed, agreed)
+
+    def _study(self, key: str) -> _Running:
+        if key not in self._running:
+            folder = study_folder(self._folder, key)
+            study, initial, metadata = read_study_folder(folder)
+            self._running[key] = _Running(study, folder, initial, metadata)
+        return self._running[key]
+
+    def _conduct(self, key: str, *, alone: bool) -> None:
+        running = self._study(key)
+        try:
+            self._leg(running, alone=alone)
+            running.waits = 0
+        except InterruptedRunError:
+            LOG.info("Study %s: %s", key[:12], "stopped in the middle of a round; the round is dropped")
+        except (SitesError, TooFewRepliesError, UnreachableError) as error:
+            delay = WAIT_SECONDS[min(running.waits, len(WAIT_SECONDS) - 1)]
+            running.waits += 1
+            running.next_try = time.monotonic() + delay
+            LOG.warning("Study %s waits %d s: %s", key[:12], delay, error.what)
+            self._say(running, "waiting", error)
+        except EchoFedError as error:
+            LOG.error("Study %s: %s", key[:12], error)
+            self._coordination.log.append("error", study=key, code=error.code, what=error.what)
+            running.next_try = time.monotonic() + WAIT_SECONDS[-1]
+            self._say(running, "failed", error)
+
+    def _leg(self, running: _Running, *, alone: bool) -> None:
+        """Run rounds until the study ends, is to pause or stop, another study's turn comes, or its sites change."""
+        study = running.study
+        self._transport()  # Flower's messages name their run
+        sites = self._present(running)
+        self._say(running, "running", waiting=self._absent(running, sites))
+        cohort = self._cohort(running, sites)
+        grid = self._grid(running, cohort)
+        shared = shared_parameters(study, running.parameters, running.metadata)
+        turns = {"left": study.federation.rounds if alone else 1}
+
+        def go_on() -> bool:
+            turns["left"] -= 1
+            if (
+                turns["left"] < 0
+                or self._wanted(study.hash) != "running"
+                or _round_of(running) >= self._rounds(running)
+            ):
+                return False
+            return not self._unknown(running, self._present(running))
+
+        def on_round(record: Round) -> None:
+            self._coordination.note_round(study.hash, record)
+            running.waits = 0
+            self._say(running, "running", record=record)
+
+        names = dict(enumerate(cohort, start=1))
+        self._coordination.note_unlogged_round(study, running.folder)
+        end = run_study(study, grid, names, shared, RunFolder(running.folder, resume=True), on_round, go_on)
+        if end.round_number >= self._rounds(running):
+            self._finish(running, end)
+
+    def _present(self, running: _Running) -> list[str]:
+        """Return the sites that have approved the study, are enrolled and have a node that was heard of lately."""
+        approved = self._coordination.approved(running.study)
+        return [site for site in approved if self._coordination.is_online(site)]
+
+    def _absent(self, running: _Running, present: list[str]) -> list[str]:
+        return [site for site in self._coordination.approved(running.study) if site not in present]
+
+    def _cohort(self, running: _Running, present: list[str]) -> list[str]:
+        """Return the sites that can train: those not yet known are asked to describe themselves first."""
+        minimum = running.study.federation.minimum_sites
+        if len(present) < minimum:
+            raise SitesError(
+                f"The study needs {minimum} sites; {len(present)} have approved it and are online.",
+                "It goes on by itself when enough are.",
+            )
+        if unknown := self._unknown(running, present):
+            described, failed = describe_sites(running.study, self._grid(running, unknown))
+            running.able |= {reply.site: reply.can_train for reply in described.values()}
+            running.reasons = {unknown[number - 1]: why for number, why in failed.items()}
+            running.ask_again |= dict.fromkeys(running.reasons, time.monotonic() + ASK_AGAIN_SECONDS)
+        approved = self._coordination.approved(running.study)
+        cohort = [site for site in approved if running.able.get(site)]
+        if len(cohort) < minimum:
+            reasons = " ".join(f"{site}: {why}" for site, why in sorted(running.reasons.items()))
+            raise SitesError(f"The study needs {minimum} sites; {len(cohort)} can train. {reasons}".rstrip())
+        return cohort
+
+    def _unknown(self, running: _Running, present: list[str]) -> list[str]:
+        """Return the sites that have not described themselves, and were not asked in vain a moment ago."""
+        now = time.monotonic()
+        return [site for site in present if site not in running.able and now >= running.ask_again.get(site, 0.0)]
+
+    def _grid(self, running: _Running, sites: list[str]) -> SealedGrid:
+        def stopped() -> None:
+            if self._wanted(running.study.hash) == "stopped":
+                raise InterruptedRunError("The study was stopped.")
+
+        return SealedGrid(self._coordination, self._transport, sites, stopped)
+
+    def _transport(self) -> FlowerLink:
+        if self._link is not None and self._link.lost.is_set():
+            self._link.close()
+            self._link = None
+        if self._link is None:
+            self._link = FlowerLink(self._address, self._secret)
+        return self._link
+
+    def _finish(self, running: _Running, end: Checkpoint) -> None:
+        for name, shared in ((BEST_MODEL_FILE, end.best_parameters), (LAST_MODEL_FILE, end.parameters)):
+            facts = {**running.metadata, "study_hash": running.study.hash, "round": str(end.round_number)}
+            replace_file(running.folder / name, encode_parameters({**running.parameters, **shared}, facts))
+        write_control(self._folder, running.study.hash, "finished")
+        self._say(running, "finished")
+
+    def _say(
+        self,
+        running: _Running,
+        state: str,
+        error: EchoFedError | None = None,
+        *,
+        waiting: list[str] | None = None,
+        record: Round | None = None,
+    ) -> None:
+        status = StudyStatus(
+            state=state,
+            round_number=record.round_number if record else _round_of(running),
+            rounds=self._rounds(running),
+            waiting_for=tuple(waiting or ()),
+            error=str(error) if error else None,
+            updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            write_status(running.folder, status)
+        except OSError as problem:  # informs people only: a full disk is said where it matters
+            LOG.warning("The status cannot be written: %s", problem)
+
+
+def _round_of(running: _Running) -> int:
+    checkpoint = read_checkpoint(running.folder, running.study.hash)
+    return checkpoint.round_number if checkpoint else 0
+
+
+def main(folder: Path, superlink_address: str, secret_file: Path) -> None:
+    """Conduct the studies of a coordinator until stopped."""
+    conductor = Conductor(folder, superlink_address, secret_file.read_bytes())
+
+    def stop(*_: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        conductor.run()
+    finally:
+        conductor.close()
+
+
+if __name__ == "__main__":
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,158 @@
+"""The coordinator's end of Flower: a run on SuperLink, whose ServerApp task this process claims for itself.
+
+A Flower run is a means of transport: it carries every study's messages while the process lives, and another takes its place
+after a crash. What must survive stands in the studies' checkpoints.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import SubStatus
+from flwr.common.serde import run_from_proto
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from echofed.protocol.bundle import bundle_hash, empty_bundle
+from echofed.protocol.errors import UnreachableError
+
+LOG = logging.getLogger("echofed.server")
+HEARTBEAT_SECONDS = 10.0
+CLAIM_SECONDS = 20.0
+FAILURES: tuple[type[BaseException], ...] = (httpx.HTTPError, RunNotRunningException, ValueError)
+"""What a call to SuperLink may raise."""
+
+
+class FlowerLink:
+    """A claimed ServerApp task on SuperLink; lost when SuperLink forgets it, then another must be opened.
+
+    Args:
+        address: host:port of SuperLink, on loopback.
+        secret: shared with SuperLink; only who holds it can claim its tasks.
+
+    Raises:
+        UnreachableError: SuperLink does not answer.
+    """
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self._address, self._secret = address, secret
+        self._stopped, self.lost = threading.Event(), threading.Event()
+        try:
+            run_id = self._start_run()
+            token = self._claim(run_id)
+            self._grid = _OneTryGrid(address, insecure=True, token=token)
+            given = self._grid.runtime.PullTaskInput(PullTaskInputRequest())
+        except FAILURES as error:
+            raise UnreachableError(f"SuperLink at {address} does not answer: {error!r}.", "See its log.") from error
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        self._grid.set_run(run_from_proto(given.run))
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def push(self, message: Message) -> str | None:
+        """Hand a message to SuperLink and return its id there; None if it was not taken."""
+        try:
+            pushed = list(self._grid.push_messages([message]))
+        except FAILURES as error:
+            self._failed(error)
+            return None
+        return pushed[0] if pushed else None
+
+    def pull(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to some messages that have come."""
+        try:
+            return list(self._grid.pull_messages(list(message_ids)))
+        except FAILURES as error:
+            self._failed(error)
+            return []
+
+    def close(self) -> None:
+        """End the run, as far as SuperLink still answers."""
+        self._stopped.set()
+        try:
+            self._grid.runtime.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
+        except FAILURES:
+            LOG.info("SuperLink was not told that the run has ended.")
+        self._grid.close()
+
+    def _failed(self, error: BaseException) -> None:
+        LOG.warning("SuperLink: %s", error)
+        if not isinstance(error, httpx.TransportError):
+            self.lost.set()
+
+    def _start_run(self) -> int:
+        interceptor = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+        with ControlHttpClient.from_server_address(self._address, True, None, [interceptor]) as control:
+            # Nodes ignore messages of runs that have ended.
+            for run_id, run in control.ListRuns(ListRunsRequest()).run_dict.items():
+                if not run.status.status.startswith("finished"):
+                    control.StopRun(StopRunRequest(run_id=run_id))
+            fab = Fab(hash_str=bundle_hash(), content=empty_bundle())
+            answer = control.StartRun(StartRunRequest(fab=fab))
+        if not answer.run_id:
+            raise ValueError("no run was started")
+        return int(answer.run_id)
+
+    def _claim(self, run_id: int) -> str:
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+            ),
+        ]
+        deadline = time.monotonic() + CLAIM_SECONDS
+        with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
+            while time.monotonic() < deadline:
+                claimed: AcquireTaskResponse = runtime.AcquireTask(
+                    AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+                )
+                if claimed.token and claimed.task.run_id == run_id:
+                    return str(claimed.token)
+                if not claimed.token:
+                    time.sleep(0.1)
+        raise ValueError("SuperLink gave no task for the run")
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            try:
+                if not self._grid.runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+                    self.lost.set()
+            except FAILURES as error:
+                self._failed(error)
+            if self.lost.is_set():
+                return
+
+
+class _OneTryGrid(HttpGrid):
+    """Flower's grid, without its endless retries: who calls it has other sites to look after meanwhile."""
+
+    def __init__(self, address: str, *, insecure: bool, token: str) -> None:
+        super().__init__(address, insecure, token=token)
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            RuntimeTokenHttpInterceptor(token=token),
+        ]
+        self.runtime = RuntimeHttpClient.from_server_address(address, insecure, None, interceptors)
+        self._client = self.runtime
