@@ -75,7 +75,7 @@ def show(
 def line_of(entry: "Entry") -> str:
     """Return an entry as one line; nothing in it can steer a terminal."""
     facts = "  ".join(f"{name}={_shown(fact)}" for name, fact in entry.facts.items() if fact is not None)
-    return f"{entry.number:6}  {entry.written_at}  {entry.event:16}  {facts}".rstrip()
+    return f"{entry.number:6}  {entry.written_at}  {entry.event:21}  {facts}".rstrip()
 
 
 def _shown(fact: object) -> str:

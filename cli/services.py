@@ -272,7 +272,7 @@ def _peers(folder: Path) -> list[str]:
     except ValueError:
         pass
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        found = {_address(str(entry[4][0])) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError as error:
         remedy = "Check the name, and this machine's DNS: the service may reach this address only, so it must be known."
         raise UnreachableError(f"The name {host} is not known here.", remedy) from error
@@ -285,7 +285,12 @@ def _name_servers() -> list[str]:
     except (OSError, UnicodeDecodeError):
         return []
     words = [line.split() for line in lines]
-    return sorted({word[1].partition("%")[0] for word in words if len(word) > 1 and word[0] == "nameserver"})
+    return sorted({_address(word[1]) for word in words if len(word) > 1 and word[0] == "nameserver"})
+
+
+def _address(text: str) -> str:
+    """Return an address without the interface that a link-local one names."""
+    return text.partition("%")[0]
 
 
 def _is_hidden(path: Path, roots: Iterable[Path]) -> bool:

@@ -26,7 +26,8 @@ def init(
     from echofed.protocol.key_files import new_passphrase
 
     request = init_site(state, invitation, name, out, passphrase=new_passphrase(ask=encrypt))
-    typer.echo(f"Invitation of {request.site} to {request.consortium_name} at {request.address}.")
+    invited = request.invitation
+    typer.echo(f"Invitation of {invited.site} to {invited.name} at {invited.address}.")
     typer.echo(f"Send {request.path} to the coordinator, then call on a number you know.")
     typer.echo(f"The coordinator must read out:\n  {request.consortium_words}")
     typer.echo(f"If these are the words, read out yours:\n  {request.words}")

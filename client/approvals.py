@@ -25,6 +25,7 @@ from echofed.client.held_studies import (
     keep_publication,
     read_held_study,
     study_folder,
+    study_hashes,
     write_signed,
 )
 from echofed.client.policy import load_policy
@@ -221,7 +222,7 @@ def _receive_publication(state_folder: Path, signed: Signed, member: Member, log
             what = f"Study {publication.study_hash[:12]} was published again with another text."
             raise SignatureError(what, "The first one stays; ask the coordinator why.")
         return
-    if sum(1 for _ in folder.parent.iterdir()) >= MAX_STUDIES:
+    if len(study_hashes(state_folder)) >= MAX_STUDIES:
         raise NotApprovedError(f"The hospital holds {MAX_STUDIES} studies already.", "Remove old ones from its folder.")
     log.append(
         "study received",
@@ -271,7 +272,7 @@ def _give(
             number=number,
             decision=decision,
             reason=reason,
-            person=person.strip(),
+            person=person.strip(" "),
             decided_at=utc_now(),
         )
     except ValidationError as error:

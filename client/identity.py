@@ -66,19 +66,23 @@ class SiteRequest:
 
     Args:
         path: of the file to send to the coordinator.
-        site: the hospital's name in the consortium.
-        consortium_name: the consortium's.
-        address: of the coordinator's server.
-        consortium_words: must be those the coordinator reads out.
-        words: to read out to the coordinator.
+        signed: what is in it.
+        invitation: what it answers.
     """
 
     path: Path
-    site: str
-    consortium_name: str
-    address: str
-    consortium_words: str
-    words: str
+    signed: Signed
+    invitation: Invitation
+
+    @property
+    def consortium_words(self) -> str:
+        """Eight words; the coordinator must read out the same."""
+        return fingerprint_words(bytes.fromhex(self.invitation.consortium))
+
+    @property
+    def words(self) -> str:
+        """Eight words to read out to the coordinator."""
+        return fingerprint_words(bytes.fromhex(digest(self.signed)))
 
 
 def init_site(
@@ -122,14 +126,7 @@ def init_site(
         request = _request(pending, invitation, passphrase, moment)
     target = path or Path(f"{invitation.site}.request")
     write_private_file(target, request.model_dump_json().encode() + b"\n")
-    return SiteRequest(
-        path=target,
-        site=invitation.site,
-        consortium_name=invitation.name,
-        address=invitation.address,
-        consortium_words=fingerprint_words(bytes.fromhex(invitation.consortium)),
-        words=fingerprint_words(bytes.fromhex(digest(request))),
-    )
+    return SiteRequest(target, request, invitation)
 
 
 def join(

@@ -5,7 +5,6 @@ that says what to do; what may pass by itself is tried again until a deadline.
 """
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -14,7 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
@@ -35,8 +34,9 @@ from echofed.protocol.errors import (
     TooLargeError,
     UnreachableError,
 )
-from echofed.protocol.http_connection import PIECE_BYTES, is_readable
+from echofed.protocol.http_connection import PIECE_BYTES, is_readable, piece_buffers
 from echofed.protocol.http_pool import ConnectionPool
+from echofed.protocol.parallel_hash import ParallelSha256
 from echofed.protocol.signing import Signed
 
 MAX_CLOCK_OFFSET_SECONDS = 300.0
@@ -180,7 +180,7 @@ class Link:
     ) -> _T:
         with self._exchange() as connection:
             response = _send(connection, method, target, body)
-            self._note_clock(response)
+            self.clock_offset_seconds = clock_offset(response)
             if response.status >= 400:
                 raise self._refusal(response)
             if checks_clock:
@@ -220,11 +220,6 @@ class Link:
         what = f"The site's outbound proxy does not answer: {error.strerror or type(error).__name__}."
         return UnreachableError(what, "Look at its log; `echofed site start` runs it.")
 
-    def _note_clock(self, response: http.client.HTTPResponse) -> None:
-        with contextlib.suppress(ValueError, TypeError):
-            there = parsedate_to_datetime(response.getheader("Date", ""))
-            self.clock_offset_seconds = (there - datetime.now(UTC)).total_seconds()
-
     def _check_clock(self) -> None:
         offset = self.clock_offset_seconds
         if offset is not None and abs(offset) > MAX_CLOCK_OFFSET_SECONDS:
@@ -239,6 +234,16 @@ class Link:
             except ClockError as clock_error:
                 return clock_error
         return error
+
+
+def clock_offset(response: http.client.HTTPResponse) -> float | None:
+    """Return by how many seconds the coordinator's clock is ahead of this one, to about one; None if it does not say."""
+    try:
+        there = parsedate_to_datetime(response.getheader("Date", ""))
+    except ValueError:
+        return None
+    # A date has whole seconds, rounded down.
+    return there.timestamp() + 0.5 - time.time()
 
 
 class _LocalError(Exception):
@@ -297,14 +302,15 @@ def _receive_blob(response: http.client.HTTPResponse, name: str, path: Path, max
     if size is None or size > max_bytes:
         raise TooLargeError(f"The file of parameters has {size} bytes; at most {max_bytes} are taken.")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(PIECE_BYTES, max(size, 1))))
+    buffers = piece_buffers(size)
     try:
         with contextlib.ExitStack() as opened:
             with _own_files():
                 stream = opened.enter_context(part.open("wb", buffering=0))
+            digest = opened.enter_context(ParallelSha256())
             left = size
             while left:
+                buffer = next(buffers)
                 read = response.readinto(buffer[: min(left, len(buffer))])
                 if not read:
                     raise http.client.IncompleteRead(b"", left)
@@ -312,7 +318,8 @@ def _receive_blob(response: http.client.HTTPResponse, name: str, path: Path, max
                 with _own_files():
                     stream.write(buffer[:read])
                 left -= read
-        if digest.hexdigest() != name:
+            found = digest.hexdigest()
+        if found != name:
             raise ArraysError(
                 "The file of parameters is not what its name says.", "Ask the coordinator to publish again."
             )

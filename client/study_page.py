@@ -1,5 +1,6 @@
 """A study on one page for the hospital that is asked to approve it: with its own exams, its own budget and its own policy."""
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -51,12 +52,12 @@ def _exams(state_folder: Path, study: Study) -> list[str]:
 
 
 def _leaves(held: HeldStudy, policy: SitePolicy) -> list[str]:
-    study, mib = held.study, held.publication.parameters_bytes / _MIB
+    study, size = held.study, _size(held.publication.parameters_bytes)
     rounds = study.federation.rounds
-    hours = "whenever the coordinator asks" if policy.hours is None else f"between {policy.hours}, our time"
+    hours = "whenever the coordinator asks" if policy.hours is None else f"at {policy.hours}, our time"
     lines = [
-        f"- {rounds} times, {hours}: one update of at most {mib:.3g} MiB, signed by us and encrypted on its way;",
-        f"- {rounds} times, before it: the model of the round comes in, of at most {mib:.3g} MiB;",
+        f"- {rounds} times, {hours}: one update of at most {size}, signed by us and encrypted on its way;",
+        f"- {rounds} times, before it: the model of the round comes in, of at most {size};",
     ]
     if study.evaluations:
         times = "once" if study.evaluations == 1 else f"{study.evaluations} times"
@@ -100,6 +101,10 @@ def _standing(held: HeldStudy) -> list[str]:
         lines.append(f'To approve: echofed site approve {held.hash[:12]} --by "NAME"')
         lines.append(f'To refuse:  echofed site refuse {held.hash[:12]} --by "NAME" --reason "..."')
     return lines
+
+
+def _size(count: int) -> str:
+    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{math.ceil(count / 1024)} KiB"
 
 
 def _filled(line: str) -> str:

@@ -3,13 +3,11 @@
 import http.client
 import logging
 import threading
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from echofed.client.identity import load_identity, renew_if_due
 from echofed.client.identity_files import IDENTITY, MEMBERSHIP
-from echofed.client.link import MAX_CLOCK_OFFSET_SECONDS, Link
+from echofed.client.link import MAX_CLOCK_OFFSET_SECONDS, Link, clock_offset
 from echofed.client.link_settings import LinkSettings
 from echofed.client.link_status import StatusFile
 from echofed.client.tunnel import GatewayConnection, Way, explained
@@ -70,7 +68,7 @@ class Uplink:
 
     def answered(self, response: http.client.HTTPResponse, refusal: EchoFedError | None) -> None:
         """Note that the gateway answered, or refused this site as such, and how its clock stands to this one's."""
-        offset = _clock_offset(response)
+        offset = clock_offset(response)
         if refusal is not None:
             self._status.failed(refusal, offset)
         elif offset is not None and abs(offset) > MAX_CLOCK_OFFSET_SECONDS:
@@ -131,11 +129,3 @@ def _stamp(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _clock_offset(response: http.client.HTTPResponse) -> float | None:
-    try:
-        there = parsedate_to_datetime(response.getheader("Date", ""))
-        return (there - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None

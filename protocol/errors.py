@@ -57,20 +57,14 @@ from typing import ClassVar
 
 
 class EchoFedError(Exception):
-    """Base of every error EchoFed raises on purpose.
-
-    Args:
-        what: what happened, one sentence.
-        remedy: what to do about it, one sentence; defaults to the class's own remedy.
-    """
+    """Base of every error EchoFed raises on purpose; says `what` happened and the `remedy`, a sentence each."""
 
     code: ClassVar[str] = "EF-000"
     default_remedy: ClassVar[str] = "See docs/errors.md."
 
     def __init__(self, what: str, remedy: str | None = None) -> None:
         super().__init__(what)
-        self.what = what
-        self.remedy = remedy or self.default_remedy
+        self.what, self.remedy = what, remedy or self.default_remedy
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.what} {self.remedy}"
@@ -210,8 +204,7 @@ class LedgerError(PrivacyError):
 
     code = "EF-405"
     default_remedy = (
-        "Restore the newest whole copy of the ledger; if there is none, what these patients have spent is unknown: run no "
-        "private study on them, and ask the data protection officer."
+        "Restore the ledger's newest whole copy; without one run no private study; ask the data protection officer."
     )
 
 
@@ -293,18 +286,14 @@ class KeyFileError(TrustError):
     """A key or certificate file cannot be used."""
 
     code = "EF-701"
-    default_remedy = (
-        "Use the right passphrase and the key files written by `echofed site init` or `echofed consortium init`."
-    )
+    default_remedy = "Use the right passphrase, and the key files `echofed site init` or `consortium init` wrote."
 
 
 class CertificateError(TrustError):
     """A certificate is not accepted."""
 
     code = "EF-702"
-    default_remedy = (
-        "Ask the coordinator whether the site is still enrolled; enrol again with a new invitation if it is."
-    )
+    default_remedy = "Ask the coordinator whether the site is still enrolled; if so, enrol with a new invitation."
 
 
 class SignatureError(TrustError):
@@ -380,14 +369,14 @@ class UnreachableError(LinkError):
     """The coordinator's server does not answer."""
 
     code = "EF-801"
-    default_remedy = "Check the address, the firewall's outbound rule and the hospital's proxy; `echofed site doctor` tries each step."
+    default_remedy = "Check address, firewall and the hospital's proxy; `echofed site doctor` tries each step."
 
 
 class ProxyRefusedError(LinkError):
     """The hospital's HTTP proxy does not let the connection through."""
 
     code = "EF-802"
-    default_remedy = "Ask the hospital's network team; write the proxy, with its user and password if it asks for one, into the site's settings."
+    default_remedy = "Ask the hospital's network team; write the proxy, with user and password, into link.yaml."
 
 
 class GatewayRefusedError(LinkError):

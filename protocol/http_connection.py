@@ -6,6 +6,7 @@ blocking sockets move large bodies about twice as fast as asyncio's TLS.
 """
 
 import contextlib
+import itertools
 import json
 import re
 import select
@@ -182,42 +183,44 @@ class HttpConnection:
         return head
 
     def body(self) -> Iterator[memoryview]:
-        """Yield the current request's body in pieces of at most `PIECE_BYTES`; each overwrites the one before.
+        """Yield the current request's body in pieces of at most `PIECE_BYTES`; each overwrites the last but one.
 
         Raises:
             RefusalError: the body came too slowly (408) or ended early (400).
             OSError: the connection broke.
         """
-        buffer = memoryview(bytearray(min(self._unread_bytes, PIECE_BYTES)))
+        buffers = piece_buffers(self._unread_bytes)
         start, done = time.monotonic(), 0
         while self._unread_bytes:
-            piece = buffer[: min(self._unread_bytes, PIECE_BYTES)]
-            filled = 0
-            while filled < len(piece):
-                seconds = start + self._pace.seconds_for(done + filled) - time.monotonic()
-                filled += self._read_into(piece[filled:], seconds)
-            done += filled
-            self._unread_bytes -= filled
+            piece = next(buffers)[: min(self._unread_bytes, PIECE_BYTES)]
+            self._fill(piece, start, done)
+            done += len(piece)
+            self._unread_bytes -= len(piece)
             yield piece
 
     def read_body(self) -> bytes:
         """Return the current request's whole body; the caller has checked its length. Raises as `body`."""
         return b"".join(bytes(piece) for piece in self.body())
 
-    def _read_into(self, space: memoryview, seconds: float) -> int:
-        if self._kept:
-            size = min(len(self._kept), len(space))
-            space[:size] = self._kept[:size]
-            del self._kept[:size]
-            return size
+    def _fill(self, piece: memoryview, start: float, done: int) -> None:
+        """Fill a piece of a body that began at `start` and has `done` bytes before it."""
+        filled = min(len(self._kept), len(piece))
+        piece[:filled] = self._kept[:filled]
+        del self._kept[:filled]
         try:
-            self._allow(seconds)
-            size = self._stream.recv_into(space)
+            # A system call for every 16 kB counts: the timeout is set once, the time is looked at every time.
+            self._allow(start + self._pace.seconds_for(done) - time.monotonic())
+            while filled < len(piece):
+                size = self._stream.recv_into(piece[filled:])
+                if not size:
+                    raise RefusalError(
+                        400, GatewayRefusedError("The body ended before its Content-Length."), closes=True
+                    )
+                filled += size
+                if time.monotonic() - start > self._pace.seconds_for(done + filled):
+                    raise TimeoutError
         except TimeoutError:
             raise RefusalError(408, GatewayRefusedError("The body came too slowly."), closes=True) from None
-        if not size:
-            raise RefusalError(400, GatewayRefusedError("The body ended before its Content-Length."), closes=True)
-        return size
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Send a whole answer. Raises OSError if the peer does not take it."""
@@ -288,6 +291,11 @@ class HttpConnection:
         if seconds <= 0:
             raise TimeoutError
         self._stream.settimeout(seconds)
+
+
+def piece_buffers(size: int) -> Iterator[memoryview]:
+    """Yield two buffers in turn, for a body of so many bytes: while one is hashed the other can be filled."""
+    return itertools.cycle([memoryview(bytearray(min(size, PIECE_BYTES))) for _ in range(2)])
 
 
 def drain(stream: socket.socket) -> None:

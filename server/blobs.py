@@ -15,6 +15,7 @@ from pathlib import Path
 
 from echofed.protocol.arrays import sha256_of_file
 from echofed.protocol.errors import ArraysError, TooLargeError
+from echofed.protocol.parallel_hash import ParallelSha256
 
 PUBLISHED = Path("blobs", "published")
 INCOMING = Path("blobs", "incoming")
@@ -77,7 +78,7 @@ class BlobStore:
             site: an enrolled one's name.
             name: SHA-256 of the whole.
             size: bytes that `pieces` have.
-            pieces: the content; may raise, then nothing stays.
+            pieces: the content, each piece unchanged until the next but one is asked for; may raise, then nothing stays.
 
         Raises:
             ArraysError: the content is not what the name says.
@@ -129,13 +130,14 @@ def _is_whole(path: Path, name: str, size: int) -> bool:
 
 def _write(path: Path, pieces: Iterable[memoryview], name: str) -> None:
     part = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}.part")
-    digest = hashlib.sha256()
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as stream:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb", buffering=0), ParallelSha256() as digest:
             for piece in pieces:
                 digest.update(piece)
-                _write_all(stream.fileno(), piece)
-        if digest.hexdigest() != name:
+                _write_all(descriptor, piece)
+            found = digest.hexdigest()
+        if found != name:
             raise ArraysError("The content is not what the blob's name says.", "Send the file again.")
         part.replace(path)
     finally:

@@ -21,7 +21,7 @@ from echofed.protocol.errors import EchoFedError, InterruptedRunError, SitesErro
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import read_study_folder
-from echofed.server.checkpoint import Checkpoint, read_checkpoint
+from echofed.server.checkpoint import Checkpoint, read_facts
 from echofed.server.cohort import describe_sites
 from echofed.server.coordination import Coordination
 from echofed.server.flower_link import FlowerLink
@@ -235,8 +235,8 @@ class Conductor:
 
 
 def _round_of(running: _Running) -> int:
-    checkpoint = read_checkpoint(running.folder, running.study.hash)
-    return checkpoint.round_number if checkpoint else 0
+    facts = read_facts(running.folder)
+    return facts.round_number if facts else 0
 
 
 def main(folder: Path, superlink_address: str, secret_file: Path) -> None:

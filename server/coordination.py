@@ -13,7 +13,7 @@ from echofed.protocol.signing import Signed, digest, sign, verify
 from echofed.protocol.study import Study
 from echofed.server.authority import load_signing_key, read_consortium
 from echofed.server.blobs import BlobStore
-from echofed.server.checkpoint import read_checkpoint
+from echofed.server.checkpoint import read_facts
 from echofed.server.gateway_nodes import Node, read_nodes
 from echofed.server.history import Round, read_history
 from echofed.server.members import is_revoked, site_signing_key
@@ -144,8 +144,8 @@ class Coordination:
 
     def note_unlogged_round(self, study: Study, folder: Path) -> None:
         """Log the last published round if the process was killed between its checkpoint and its entry in the log."""
-        checkpoint = read_checkpoint(folder, study.hash)
-        if checkpoint is None or not checkpoint.round_number:
+        facts = read_facts(folder)
+        if facts is None or not facts.round_number:
             return
         last = max(
             (
@@ -155,8 +155,8 @@ class Coordination:
             ),
             default=0,
         )
-        if last < checkpoint.round_number:
-            self.note_round(study.hash, read_history(folder, checkpoint.round_number)[-1])
+        if last < facts.round_number:
+            self.note_round(study.hash, read_history(folder, facts.round_number)[-1])
 
     def _initial(self) -> set[str]:
         """Return the names of the files that published studies start from."""

@@ -6,6 +6,7 @@ would be, and runs the commands a hospital would run.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,9 +104,38 @@ class LocalConsortium:
         """Publish a study and return its hash."""
         return publish_study(self.coordinator, study, parameters).hash
 
-    def approve(self, study_hash: str, sites: Sequence[str] | None = None, person: str = "A physician") -> None:
+    def process_ids(self, name: str) -> dict[str, int]:
+        """Return the processes a party runs now, with their numbers."""
+        state = self.coordinator if name == "coordinator" else self.sites[name]
+        path = state / "run" / "processes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return {line.split()[0]: int(line.split()[1]) for line in lines}
+
+    def await_gateway(self, timeout_seconds: float) -> None:
+        """Wait until the coordinator's gateway listens.
+
+        Raises:
+            RunError: it does not in time.
+        """
+        host, _, port = self.address.rpartition(":")
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex((host, int(port))) == 0:
+                    return
+            time.sleep(0.1)
+        raise RunError("The coordinator's gateway does not start.", f"See {self.folder / 'logs' / 'coordinator.log'}.")
+
+    def approve(
+        self,
+        study_hash: str,
+        sites: Sequence[str] | None = None,
+        person: str = "A physician",
+        report: Report = silent,
+    ) -> None:
         """Have sites fetch what is published, approve one study and tell the coordinator; its gateway must be running."""
-        for site in sites or self.sites:
+        wanted = list(sites or self.sites)
+        for number, site in enumerate(wanted, start=1):
             state = self.sites[site]
             identity = load_identity(state)
             link = Link(identity, load_link_settings(state))
@@ -114,6 +144,7 @@ class LocalConsortium:
                 approve(state, study_hash, person, member=identity, log=log)
                 send_answers(state, link)
             link.close()
+            report("Approving the study", number, len(wanted))
 
     def run(self, study_hash: str) -> None:
         """Have the coordinator run a published study."""
@@ -147,3 +178,10 @@ class LocalConsortium:
             if time.monotonic() > deadline:
                 raise RunError(f"The study has not got there in {timeout_seconds:.0f} s: {status}.", "See the logs.")
             time.sleep(0.1)
+
+
+def free_address() -> str:
+    """Return an address on loopback that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"

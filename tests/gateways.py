@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import socket
 import ssl
 import subprocess
@@ -22,7 +21,6 @@ import yaml
 from echofed.client.identity import init_site, join
 from echofed.client.identity_files import Identity, load_identity
 from echofed.protocol.audit_log import open_audit_log
-from echofed.protocol.http_connection import Pace
 from echofed.server.authority import init_consortium
 from echofed.server.gateway import Gateway, limits_of
 from echofed.server.gateway_fleet import SUPERLINK_DATABASE
@@ -227,7 +225,9 @@ def nginx_door(folder: Path, superlink_port: int) -> Iterator[Door]:
     place = folder / "nginx"
     place.mkdir(exist_ok=True)
     (place / "site.conf").write_text(nginx_configuration(coordinator, settings, path))
-    temporary = "\n".join(f"{kind}_temp_path {place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    temporary = "\n".join(
+        f"{kind}_temp_path {place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     (place / "nginx.conf").write_text(
         f"daemon off;\npid {place}/pid;\nuser root;\nworker_processes 1;\nerror_log {place}/error.log;\n"
         f"events {{}}\nhttp {{\n{temporary}\ninclude {place}/site.conf;\n}}\n"
