@@ -40,9 +40,15 @@ def nginx(
 @app.command("install-service")
 def install_service(
     state: State = Path("consortium"),
+    unix_socket: Annotated[Path | None, typer.Option(help="listen there, behind nginx")] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="holds ECHOFED_PASSPHRASE=...; readable by root alone")
+    ] = None,
+    memory_max: Annotated[str | None, typer.Option(help='most memory it may use, as in "16G"')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the unit, install nothing")] = False,
 ) -> None:
     """Install the coordinator as a hardened systemd service that starts with the machine."""
     from echofed.cli.services import install, server_unit
 
-    install("echofed-server", server_unit(state), dry_run=dry_run)
+    unit = server_unit(state, unix_socket, passphrase_file=passphrase_file, memory_max=memory_max)
+    install("echofed-server", unit, dry_run=dry_run)

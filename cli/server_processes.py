@@ -3,14 +3,19 @@
 import logging
 import secrets
 import sys
+import time
 from pathlib import Path
 
 from echofed.cli.supervisor import Program, Supervisor, free_port, listens, running_folder
 from echofed.protocol.audit_log import open_audit_log
+from echofed.protocol.errors import EchoFedError
 from echofed.protocol.key_files import write_private_file
+from echofed.server.authority import renew_server_if_due
 from echofed.server.settings import load_settings
 
+LOG = logging.getLogger("echofed.supervisor")
 SUPERLINK = "from flwr.superlink.cli import flower_superlink; flower_superlink()"
+RENEWAL_SECONDS = 86400.0
 DATABASE_MAX_BYTES = 256 * 2**20
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -32,9 +37,26 @@ def run_server(folder: Path, unix_socket: Path | None) -> None:
         port, secret = free_port(), run / "secret"
         write_private_file(secret, secrets.token_bytes(32))
         try:
-            Supervisor(_programs(folder, run, port, secret, unix_socket), run).run()
+            Supervisor(_programs(folder, run, port, secret, unix_socket), run, _Renewal(folder)).run()
         finally:
             log.append("stopped", what="server")
+
+
+class _Renewal:
+    """Renews the server's certificate when it is due; looked at once a day. The gateway notices."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._next = folder, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + RENEWAL_SECONDS
+        try:
+            if renew_server_if_due(self._folder):
+                LOG.info("The server's certificate was renewed.")
+        except EchoFedError as error:
+            LOG.warning("The server's certificate cannot be renewed: %s", error)
 
 
 def _programs(folder: Path, run: Path, port: int, secret: Path, unix_socket: Path | None) -> list[Program]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from echofed.cli import site_membership, site_studies
+from echofed.cli import site_doctor, site_membership, site_studies
 
 app = typer.Typer(no_args_is_help=True)
 for command in (
@@ -16,6 +16,7 @@ for command in (
     site_studies.approve,
     site_studies.refuse,
     site_studies.withdraw,
+    site_doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(site_studies.policy, name="policy")
@@ -85,9 +86,16 @@ def start(state: State = Path("site")) -> None:
 @app.command("install-service")
 def install_service(
     state: State = Path("site"),
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="holds ECHOFED_PASSPHRASE=...; readable by root alone")
+    ] = None,
+    memory_max: Annotated[str | None, typer.Option(help='most memory it may use, as in "16G"')] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="let it use NVIDIA devices")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="group that may read the images; repeat")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the unit, install nothing")] = False,
 ) -> None:
     """Install the site as a hardened systemd service that starts with the machine."""
     from echofed.cli.services import install, site_unit
 
-    install("echofed-site", site_unit(state), dry_run=dry_run)
+    unit = site_unit(state, passphrase_file=passphrase_file, memory_max=memory_max, gpu=gpu, groups=group or ())
+    install("echofed-site", unit, dry_run=dry_run)

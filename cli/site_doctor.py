@@ -1,7 +1,5 @@
 """`echofed site doctor`: looks at a site from all sides and says what to do."""
 
-import os
-import pwd
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +18,6 @@ def doctor(
 
     from echofed.client.doctor import examine, is_well
 
-    _become_owner(state)
     findings = examine(state)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
@@ -38,16 +35,3 @@ def doctor(
         Console().print(table)
     if not is_well(findings):
         raise typer.Exit(1)
-
-
-def _become_owner(state: Path) -> None:
-    """See what the site itself sees: root could read everything, and would leave files that the site cannot."""
-    if os.geteuid() != 0 or not state.exists() or not (owner := state.stat().st_uid):
-        return
-    group = state.stat().st_gid
-    try:
-        os.initgroups(pwd.getpwuid(owner).pw_name, group)
-    except KeyError:
-        os.setgroups([])
-    os.setgid(group)
-    os.setuid(owner)

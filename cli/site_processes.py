@@ -12,8 +12,6 @@ from echofed.client.link_settings import load_link_settings
 from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.key_files import write_private_file
 
-SUPERNODE = "from flwr.supernode.cli import flower_supernode; flower_supernode()"
-
 
 def run_site(folder: Path) -> None:
     """Run a site's processes until told to stop.
@@ -38,7 +36,14 @@ def run_site(folder: Path) -> None:
 
 def _programs(folder: Path, run: Path, proxy: int, runtime: int, secret: Path) -> list[Program]:
     outbound = [sys.executable, "-m", "echofed.client.outbound_proxy", str(folder), "--port", str(proxy)]
-    supernode = [sys.executable, "-c", SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{proxy}"]
+    supernode = [
+        sys.executable,
+        "-m",
+        "echofed.client.flower_supernode",
+        "--insecure",
+        "--superlink",
+        f"127.0.0.1:{proxy}",
+    ]
     supernode += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(runtime)]
     supernode += ["--superexec-auth-secret-file", str(secret)]
     executor = [sys.executable, "-m", "echofed.client.flower_executor", str(folder)]

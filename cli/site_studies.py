@@ -17,6 +17,8 @@ policy = typer.Typer(no_args_is_help=True, help="The hospital's own limits: poli
 State = Annotated[Path, typer.Option(help="the site's state folder; holds its registry and keys")]
 StudyHash = Annotated[str, typer.Argument(help="the study's hash, its first 8 digits or more", metavar="STUDY")]
 Person = Annotated[str, typer.Option("--by", help='who decides, by name, e.g. "Dr A. Martin"')]
+ASK_SECONDS = 8.0
+"""After which a person is not kept waiting for a server that does not answer."""
 Offline = Annotated[bool, typer.Option("--offline", help="do not ask the coordinator's server; use what is held here")]
 
 
@@ -153,26 +155,20 @@ def _connected(state: Path, identity: "Identity", log: "AuditLog", offline: bool
 
 
 def _refresh(state: Path, identity: "Identity", log: "AuditLog", link: "Link") -> None:
-    from echofed.client.approvals import receive
-    from echofed.client.held_studies import fetch_parameters, held_studies
+    from echofed.client.studies_sync import fetch_studies
 
-    received = receive(state, link.get_studies(), member=identity, log=log)
-    for _, error in received.refused:
+    for error in fetch_studies(state, identity, log, link, ASK_SECONDS):
         sys.stderr.write(f"A document of the coordinator's server was refused: {error}\n")
-    for held in held_studies(state, identity):
-        if held.withdrawal is None:
-            fetch_parameters(held, link.get_blob)
 
 
 def _deliver(state: Path, link: "Link | None") -> None:
-    from echofed.client.approvals import mark_sent, unsent_answers
+    from echofed.client.approvals import unsent_answers
+    from echofed.client.studies_sync import send_answers
     from echofed.protocol.errors import CertificateError, ClockError, LinkError
 
     try:
         if link is not None:
-            for path, signed in unsent_answers(state):
-                link.post_answer(signed)
-                mark_sent(path)
+            send_answers(state, link)
     except (LinkError, CertificateError, ClockError) as error:
         sys.stderr.write(f"{error}\n")
     if left := len(unsent_answers(state)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import shutil
 import stat
 import time
@@ -23,6 +24,7 @@ from echofed.client.policy import FILE_NAME as POLICY_FILE
 from echofed.client.policy import load_policy
 from echofed.client.registry import REGISTRY_FILE, count_patients, open_registry, read_settings
 from echofed.client.splits import KEY_FILE as SPLIT_KEY_FILE
+from echofed.client.splits import read_split_key
 from echofed.protocol.audit_log import open_existing_log
 from echofed.protocol.certificates import check_validity, parse_certificate
 from echofed.protocol.key_files import PASSPHRASE_VARIABLE, is_encrypted
@@ -80,17 +82,51 @@ def examine(state_folder: Path, *, passphrase: str | None = None, now: Callable[
     site = _Look(state_folder.absolute(), passphrase or os.environ.get(PASSPHRASE_VARIABLE), now)
     deadline = time.monotonic() + TOTAL_SECONDS
     found: list[Finding] = []
-    for name, seconds, check in _CHECKS:
-        left = deadline - time.monotonic()
-        found += look(name, min(seconds, left), partial(check, site))
-        if name == "state folder" and not is_well(found):
-            break  # what is not a site's folder, or too new a one, holds nothing that could be judged
+
+    def go_through(checks: Iterable[_Check]) -> None:
+        for name, seconds, check in checks:
+            found.extend(look(name, min(seconds, deadline - time.monotonic()), partial(check, site)))
+
+    with _eyes_of_the_owner(site.folder):
+        go_through([("state folder", CHECK_SECONDS, _state_folder)])
+        if not is_well(found):
+            return found  # what is not a site's folder, or too new a one, holds nothing that could be judged
+        go_through(_OF_THE_SITE)
+    go_through(_OF_THE_MACHINE)
     return found
 
 
 def is_well(findings: Iterable[Finding]) -> bool:
     """Return whether nothing is bad."""
     return all(finding.state != "bad" for finding in findings)
+
+
+@contextlib.contextmanager
+def _eyes_of_the_owner(folder: Path) -> Iterator[None]:
+    """See what the site itself sees: root could read everything, and would leave files that the site cannot."""
+    before = os.geteuid(), os.getegid(), os.getgroups()
+    with contextlib.suppress(OSError):
+        owner = folder.stat()
+    if before[0] != 0 or not folder.exists() or owner.st_uid == 0:
+        yield
+        return
+    "".encode("idna")  # names are looked up with it, and it is loaded from where only root may be able to read
+    try:
+        os.setgroups(_groups_of(owner.st_uid, owner.st_gid))
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        yield
+    finally:
+        os.seteuid(before[0])
+        os.setegid(before[1])
+        os.setgroups(before[2])
+
+
+def _groups_of(user: int, group: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+    except KeyError:
+        return [group]
 
 
 def _state_folder(site: _Look) -> Iterator[Finding]:
@@ -171,8 +207,12 @@ def _policy(site: _Look) -> Iterator[Finding]:
 
 def _registry(site: _Look) -> Iterator[Finding]:
     if not (site.folder / REGISTRY_FILE).exists():
-        yield warning("registry", "No data are registered.", "Run `echofed site register`.")
+        if any((site.folder / path).exists() for path in (SPLIT_KEY_FILE, LEDGER_PATH)):
+            yield bad("registry", f"{REGISTRY_FILE} is gone; there was one.", "Restore its newest whole copy.")
+        else:
+            yield warning("registry", "No data are registered.", "Run `echofed site register`.")
         return
+    read_split_key(site.folder)
     with open_registry(site.folder) as database:
         patients, data = count_patients(database), read_settings(database).data_folder
     if not data.is_dir():
@@ -254,21 +294,24 @@ def _holder(path: Path) -> int | None:
     return None
 
 
-_CHECKS: tuple[tuple[str, float, Callable[[_Look], Iterable[Finding]]], ...] = (
-    ("state folder", CHECK_SECONDS, _state_folder),
+_Check = tuple[str, float, Callable[[_Look], Iterable[Finding]]]
+_OF_THE_SITE: tuple[_Check, ...] = (
     ("key files", CHECK_SECONDS, _key_files),
     ("certificate", CHECK_SECONDS, _certificate),
     ("keys", CHECK_SECONDS, _keys),
     ("link settings", CHECK_SECONDS, _settings),
+    ("link", LOOK_SECONDS, _link),
     ("policy", CHECK_SECONDS, _policy),
     ("registry", CHECK_SECONDS, _registry),
+    ("audit log", CHECK_SECONDS, _audit_log),
+    ("ledger", CHECK_SECONDS, _ledger),
+)
+"""Later ones use what earlier ones learnt."""
+_OF_THE_MACHINE: tuple[_Check, ...] = (
     ("disk", CHECK_SECONDS, _disk),
     ("memory", CHECK_SECONDS, _memory),
     ("processes", CHECK_SECONDS, _processes),
     ("proxy port", CHECK_SECONDS, _port),
     ("confinement", CHECK_SECONDS, _walls),
-    ("link", LOOK_SECONDS, _link),
-    ("audit log", CHECK_SECONDS, _audit_log),
-    ("ledger", CHECK_SECONDS, _ledger),
 )
-"""Later ones use what earlier ones learnt."""
+"""Root sees more of these than the site's own user."""

@@ -58,6 +58,8 @@ from echofed.protocol.seals import ErrorReply, error_said
 LOG = logging.getLogger("echofed.client")
 KINDS = {"train": "train", "evaluate": "evaluate", "query": "describe"}
 """What each type of Flower message asks for; other types are refused."""
+TASK_TYPES = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
+"""What SuperNode makes of messages. It waits for the answer to each: one nobody claims would hold up all that come after."""
 POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15.0
 STUDIES_SECONDS = 30.0
@@ -99,7 +101,7 @@ class Executor:
         with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
             while True:
                 try:
-                    claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+                    claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=TASK_TYPES))
                     heard = time.monotonic()
                 except httpx.HTTPError:
                     if time.monotonic() - heard > PATIENCE_SECONDS:

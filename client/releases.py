@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
@@ -16,9 +17,10 @@ from echofed.client.policy import limits_for, load_policy
 from echofed.client.public_count import count_path
 from echofed.client.registry import count_patients, open_registry
 from echofed.client.spending_plan import spends_to_come
+from echofed.client.yearly_budget import YearlyBudget
 from echofed.privacy.accounting import Mechanism
 from echofed.privacy.budget import Limits, delta_for
-from echofed.privacy.spends import spend_in
+from echofed.privacy.spends import Spend, spend_in
 from echofed.protocol.errors import LedgerError, RepeatedRoundError
 
 Charge = tuple[Purpose, int, Mechanism | None]
@@ -45,6 +47,7 @@ class Releases:
     def __init__(self, participation: Participation) -> None:
         self._participation, self._study = participation, participation.study
         self._state_folder = participation.site.state_folder
+        self._year = YearlyBudget()
 
     def describe(self, instruction: bytes, make: Callable[[], bytes]) -> bytes:
         """Return what the site says of its patients, if the whole study fits into its budget.
@@ -64,7 +67,7 @@ class Releases:
             patients = self._participation.training_patients
             if patients is not None:
                 to_come = spends_to_come(self._study, patients, ledger.entries(), self._state_folder)
-                ledger.refuse_beyond(to_come, self._limits(patients))
+                self._refuse(ledger, to_come, patients)
             reply = make()
             if patients is not None:
                 self._charge(ledger, [self._count()], _digest(instruction))
@@ -130,7 +133,13 @@ class Releases:
             for purpose, round_number, mechanism in charges
             if ledger.find(self._study.hash, round_number, purpose) is None
         ]
-        ledger.refuse_beyond(to_come, self._limits(self._participation.training_patients))
+        self._refuse(ledger, to_come, self._participation.training_patients)
+
+    def _refuse(self, ledger: Ledger, to_come: Sequence[Spend], patients: int | None) -> None:
+        limits, year = self._limits(patients), load_policy(self._state_folder).epsilon_per_year
+        ledger.refuse_beyond(to_come, limits)
+        if year is not None:
+            self._year.refuse_beyond(ledger.entries(), to_come, year, limits.delta, datetime.now(UTC))
 
     def _count(self) -> Charge:
         return "count", 0, count_mechanism(self._study) if self._study.is_private else None

@@ -20,6 +20,7 @@ from echofed.client.link import Link
 from echofed.client.policy import load_policy
 from echofed.client.policy_check import refuse_by_policy
 from echofed.protocol.arrays import sha256_of_file
+from echofed.protocol.audit_entries import received_head
 from echofed.protocol.audit_log import AuditLog, LogHead
 from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import UnexpectedError
@@ -89,7 +90,12 @@ class SealedAnswers:
             LinkError: the parameters cannot be fetched.
         """
         folder = approved_folder(self._state_folder, seal.study_hash, self._identity())
-        refuse_by_policy(load_policy(self._state_folder), load_study(folder / STUDY_FILE), datetime.now().astimezone())
+        refuse_by_policy(
+            load_policy(self._state_folder),
+            load_study(folder / STUDY_FILE),
+            datetime.now().astimezone(),
+            seal.parameters.size if seal.parameters else 0,
+        )
         if seal.kind != "describe":
             check_order(folder, seal.round_number)
         self._log.append(
@@ -100,7 +106,7 @@ class SealedAnswers:
             digest=digest(signed),
             bytes=seal.parameters.size if seal.parameters else 0,
         )
-        self._note_head(seal)
+        self._log.append("head received", **received_head("coordinator", seal.log_head, signed.signature))
         return Opened(seal, signed, folder, self._fetch(seal.parameters) if seal.parameters else b"")
 
     def answer(self, opened: Opened, make: Callable[[], Reply]) -> tuple[str, Signed]:
@@ -155,10 +161,6 @@ class SealedAnswers:
                 }
             ),
         )
-
-    def _note_head(self, seal: InstructionSeal) -> None:
-        head = seal.log_head
-        self._log.append("head received", peer="coordinator", entries=head.entries, hash=head.hash, log_id=head.log_id)
 
     def _fetch(self, blob: Blob) -> bytes:
         folder = self._state_folder / BLOB_FOLDER

@@ -9,13 +9,15 @@ from echofed.protocol.audit_log import AuditLog
 from echofed.protocol.errors import EchoFedError
 
 
-def fetch_studies(state_folder: Path, member: Member, log: AuditLog, link: Link) -> list[EchoFedError]:
+def fetch_studies(
+    state_folder: Path, member: Member, log: AuditLog, link: Link, deadline_seconds: float = 30.0
+) -> list[EchoFedError]:
     """Fetch what the coordinator has published or taken back, and return why some of it was refused.
 
     Raises:
         LinkError: the coordinator cannot be reached.
     """
-    received = receive(state_folder, link.get_studies(), member=member, log=log)
+    received = receive(state_folder, link.get_studies(deadline_seconds=deadline_seconds), member=member, log=log)
     for held in held_studies(state_folder, member):
         if held.withdrawal is None:
             fetch_parameters(held, link.get_blob)

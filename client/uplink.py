@@ -1,5 +1,6 @@
 """The outbound proxy's connections to the gateway: with the certificate the site has now, renewed in time."""
 
+import contextlib
 import http.client
 import logging
 import threading
@@ -13,6 +14,7 @@ from echofed.client.link_status import StatusFile
 from echofed.client.tunnel import GatewayConnection, Way, explained
 from echofed.protocol.errors import ClockError, EchoFedError, UnreachableError
 from echofed.protocol.http_pool import ConnectionPool
+from echofed.protocol.signing import Signed
 
 LOG = logging.getLogger("echofed.proxy")
 LOOK_SECONDS = 60.0
@@ -107,12 +109,12 @@ class Uplink:
         if response.status == http.HTTPStatus.OK:
             self.answered(response, None)
         self.keep(connection)
-        link = Link(load_identity(self._state_folder), self._settings)
-        try:
-            if renew_if_due(self._state_folder, link.renew):
-                LOG.info("the certificate of %s was renewed", way.membership.site)
-        finally:
-            link.close()
+        if renew_if_due(self._state_folder, self._renew):
+            LOG.info("the certificate of %s was renewed", way.membership.site)
+
+    def _renew(self, signed: Signed) -> Signed:
+        with contextlib.closing(Link(load_identity(self._state_folder), self._settings)) as link:
+            return link.renew(signed)
 
     def _current_way(self) -> Way:
         with self._lock:

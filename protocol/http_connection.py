@@ -207,17 +207,18 @@ class HttpConnection:
         filled = min(len(self._kept), len(piece))
         piece[:filled] = self._kept[:filled]
         del self._kept[:filled]
+        deadline = start + self._pace.seconds_for(done + filled)
         try:
-            # A system call for every 16 kB counts: the timeout is set once, the time is looked at every time.
-            self._allow(start + self._pace.seconds_for(done) - time.monotonic())
+            # Everything here happens for every 16 kB: the timeout is set once, the time is looked at every time.
+            self._allow(deadline - time.monotonic())
             while filled < len(piece):
                 size = self._stream.recv_into(piece[filled:])
+                filled += size
                 if not size:
                     raise RefusalError(
                         400, GatewayRefusedError("The body ended before its Content-Length."), closes=True
                     )
-                filled += size
-                if time.monotonic() - start > self._pace.seconds_for(done + filled):
+                if time.monotonic() > deadline:
                     raise TimeoutError
         except TimeoutError:
             raise RefusalError(408, GatewayRefusedError("The body came too slowly."), closes=True) from None

@@ -172,9 +172,10 @@ def open_authority(folder: Path, passphrase: str | None = None) -> Authority:
     """
     consortium = read_consortium(folder)
     path = folder / AUTHORITY / "issuing.key"
-    issuing_key = read_tls_key(path, passphrase)
+    phrase = passphrase or _passphrase_of(path.parent)  # typed once, for both keys
+    issuing_key = read_tls_key(path, phrase)
     _check_fits(issuing_key, consortium.issuing, path)
-    return Authority(consortium, issuing_key, load_signing_key(folder, passphrase))
+    return Authority(consortium, issuing_key, load_signing_key(folder, phrase))
 
 
 def load_signing_key(folder: Path, passphrase: str | None = None) -> Ed25519PrivateKey:

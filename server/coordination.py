@@ -138,9 +138,10 @@ class Coordination:
         self.log.append("late reply", site=site)
 
     def note_round(self, study_hash: str, record: Round) -> None:
-        """Log that a round was published."""
+        """Log that a round was published, with whom, and why without the others."""
         sites = sorted(site for site, one in record.sites.items() if one.trained)
-        self.log.append("round published", study=study_hash, round=record.round_number, sites=sites)
+        refused = [f"{site}: {why}" for site, why in sorted(record.refused.items())]
+        self.log.append("round published", study=study_hash, round=record.round_number, sites=sites, refused=refused)
 
     def note_unlogged_round(self, study: Study, folder: Path) -> None:
         """Log the last published round if the process was killed between its checkpoint and its entry in the log."""

@@ -164,7 +164,8 @@ class Gateway:
         except OSError as error:
             reason = getattr(error, "reason", None) or type(error).__name__
             self._notes.refused(None, f"TLS handshake: {reason}", address)
-            drain(tls)
+            if not isinstance(error, TimeoutError):
+                drain(tls)  # so that the peer can read the reason
             tls.close()
             return None
 

@@ -37,6 +37,8 @@ server {{
     client_header_timeout {head_seconds};
     client_body_timeout {body_seconds};
     send_timeout {body_seconds};
+    lingering_timeout 1s;
+    lingering_time 2s;
     keepalive_timeout {idle_seconds};
     client_header_buffer_size 8k;
     large_client_header_buffers 2 8k;

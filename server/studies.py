@@ -8,6 +8,7 @@
 A study's folder appears whole, by one renaming (`publishing.py`); every file in it is replaced in one step.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.document import Document, canonical_json
 from echofed.protocol.durable import replace_file
-from echofed.protocol.errors import ReplayError, RunError, SignatureError, StateFolderError
+from echofed.protocol.errors import CertificateError, ReplayError, RunError, SignatureError, StateFolderError
 from echofed.protocol.publication import Answer, Publication, Withdrawal, study_of
 from echofed.protocol.signing import MAX_SIGNED_BYTES, Signed, digest, read_signed, verify
 from echofed.protocol.state_folder import locked, read_limited
@@ -26,7 +27,7 @@ from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
 from echofed.protocol.study_folder import STUDY_FILE
 from echofed.server.authority import read_consortium
-from echofed.server.members import is_revoked, site_signing_key
+from echofed.server.members import site_signing_key
 
 STUDIES_FOLDER = "studies"
 PUBLICATION_FILE = "publication.json"
@@ -179,22 +180,22 @@ def receive_answer(folder: Path, site: str, signed: Signed) -> Answer:
 
 
 def answers(folder: Path, study_hash: str) -> dict[str, Answer]:
-    """Return each member's newest answer to a study; those of revoked sites are left out.
+    """Return each member's newest answer to a study.
 
-    An answer is checked when it is first read, and again once its file or the site's membership has changed.
+    An answer is checked when it is first read, and again once its file or the site's membership has changed. One that its site
+    did not sign with the key it has now is as good as none: of a revoked site, of one enrolled anew, or changed on disk.
 
     Raises:
         RunError: there is no such study.
-        SignatureError: an answer is not what its site signed.
-        CertificateError: an answer is of a site that is not a member.
     """
     place = study_folder(folder, study_hash) / ANSWERS_FOLDER
-    sites = [path.stem for path in sorted(place.glob("*.json"))] if place.is_dir() else []
-    return {
-        site: _answer(folder, place / f"{site}.json", site, study_hash)
-        for site in sites
-        if not is_revoked(folder, site)
-    }
+    found = {}
+    for path in sorted(place.glob("*.json")) if place.is_dir() else []:
+        if is_revoked(folder, path.stem):
+            continue
+        with contextlib.suppress(SignatureError, CertificateError):
+            found[path.stem] = _answer(folder, path, path.stem, study_hash)
+    return found
 
 
 def read_control(folder: Path, study_hash: str) -> Control:

@@ -129,7 +129,7 @@ class StudyStrategy(Strategy):
         try:
             reply, update = read_train_reply(message, self.study, round_number, site, self.parameters)
         except EchoFedError as error:
-            self.outcome.refused[site] = error.what
+            self.outcome.refused[site] = f"[{error.code}] {error.what}"
             return
         mean.add(update, aggregation_weight(self.study, reply, self._size))
         self.outcome.trained[site] = reply

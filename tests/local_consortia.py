@@ -10,8 +10,12 @@ from typing import Any
 
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
+from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from echofed.cli.supervisor import free_port
 from echofed.client.ledger import read_ledger
@@ -113,24 +117,38 @@ class Intruder(FlowerLink):
     Args:
         coordinator: the coordinator's folder; its SuperLink runs.
         bundle: the run's.
+        task: what Flower makes of the bundle.
     """
 
-    def __init__(self, coordinator: Path, bundle: bytes) -> None:
-        self._bundle = bundle
+    def __init__(self, coordinator: Path, bundle: bytes, task: str = TaskType.SERVER_APP) -> None:
+        self._bundle, self._task = bundle, task
         super().__init__(superlink_address(coordinator), (coordinator / "run" / "secret").read_bytes())
 
     def _start_run(self) -> int:
         interceptor = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
         with ControlHttpClient.from_server_address(self._address, True, None, [interceptor]) as control:
-            answer = control.StartRun(StartRunRequest(fab=Fab(content=self._bundle)))
+            answer = control.StartRun(StartRunRequest(fab=Fab(content=self._bundle), user_prompt="Run."))
         assert answer.run_id, answer
         return int(answer.run_id)
 
+    def _claim(self, run_id: int) -> str:
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+            ),
+        ]
+        with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
+            claimed: AcquireTaskResponse = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=[self._task]))
+        assert claimed.token
+        assert claimed.task.run_id == run_id
+        return str(claimed.token)
+
 
 @contextmanager
-def intruder(coordinator: Path, bundle: bytes) -> Iterator[Intruder]:
-    """Give an intruder's run, and end it."""
-    link = Intruder(coordinator, bundle)
+def intruder(coordinator: Path, bundle: bytes, task: str = TaskType.SERVER_APP) -> Iterator[Intruder]:
+    """Give an intruder's run, and end it; arguments as for `Intruder`."""
+    link = Intruder(coordinator, bundle, task)
     try:
         yield link
     finally:

@@ -126,7 +126,10 @@ def test_what_the_coordinator_takes_back(door: Door, place: Path, files: StudyFi
         approved_folder(Path("site"), files.study.hash, load_identity(Path("site")))
 
 
-def test_without_a_server_the_hospital_still_decides(place: Path, files: StudyFiles) -> None:
+def test_without_a_server_the_hospital_still_decides(
+    place: Path, files: StudyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_studies, "ASK_SECONDS", 0.3)
     with embedded_door(place, free_port()):
         site("studies")
     prefix = files.study.hash[:8]
