@@ -27,7 +27,7 @@ from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
 from echofed.protocol.study_folder import STUDY_FILE
 from echofed.server.authority import read_consortium
-from echofed.server.members import site_signing_key
+from echofed.server.members import is_revoked, site_signing_key
 
 STUDIES_FOLDER = "studies"
 PUBLICATION_FILE = "publication.json"

@@ -1,0 +1,145 @@
+"""What must hold after a study, whatever went wrong: read from the files and logs of all parties."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from echofed.client.ledger import read_ledger
+from echofed.client.ledger_chain import Entry as LedgerEntry
+from echofed.client.policy import load_policy
+from echofed.protocol.audit_entries import Entry
+from echofed.protocol.audit_export import compare, export_of
+from echofed.protocol.audit_log import open_existing_log
+from echofed.protocol.errors import EchoFedError
+from echofed.server.blobs import INCOMING
+from echofed.server.checkpoint import read_checkpoint
+from echofed.server.history import Round, read_history
+from echofed.server.studies import study_folder
+from tests.faults.harness import SITES, Harness
+from tests.faults.studies import scenario_study
+from tests.faults.scenario import Ran
+
+PURPOSE = {"train": "training", "evaluate": "figures", "describe": "count"}
+
+
+def check(harness: Harness, ran: Ran) -> list[str]:
+    """Return a sentence for each thing that is not as it must be after a finished study."""
+    try:
+        logs = {party: _entries(harness.state(party)) for party in ("coordinator", *SITES)}
+        ledgers = {site: _ledger(harness.state(site)) for site in SITES}
+        folder = study_folder(harness.state("coordinator"), ran.study)
+        study = scenario_study(ran.variant, "")
+        return [
+            *_logs_agree(harness),
+            *_published_once(ran.study, folder, logs["coordinator"], study.federation.rounds, study.federation.minimum_replies),
+            *_paid_for(harness, ran.study, logs, ledgers),
+            *_spent_once(ran, folder, ledgers),
+        ]
+    except EchoFedError as error:
+        return [f"{type(error).__name__}: {error}"]
+
+
+def rounds_of(harness: Harness, ran: Ran) -> list[Round]:
+    """Return the published rounds of a finished study."""
+    rounds = scenario_study(ran.variant, "").federation.rounds
+    return read_history(study_folder(harness.state("coordinator"), ran.study), rounds)
+
+
+def ledger_of(harness: Harness, site: str, study: str) -> list[LedgerEntry]:
+    """Return what a site's ledger says of a study."""
+    return [entry for entry in _ledger(harness.state(site)) if entry.study_hash == study]
+
+
+def _entries(state: Path) -> list[Entry]:
+    with open_existing_log(state) as log:
+        log.verify()
+        return list(log.entries())
+
+
+def _ledger(state: Path) -> tuple[LedgerEntry, ...]:
+    chain = read_ledger(state, load_policy(state))
+    return chain.entries if chain else ()
+
+
+def _logs_agree(harness: Harness) -> Iterator[str]:
+    with open_existing_log(harness.state("coordinator")) as log:
+        coordinator = export_of(log)
+    for site in SITES:
+        with open_existing_log(harness.state(site)) as log:
+            found = compare(coordinator, export_of(log))
+        yield from (f"logs of {site} and the coordinator: {said}" for said in found.contradictions)
+
+
+def _published_once(study: str, folder: Path, log: list[Entry], rounds: int, minimum: int) -> Iterator[str]:
+    published = [entry for entry in log if entry.event == "round published" and entry.facts["study"] == study]
+    numbers = [entry.facts["round"] for entry in published]
+    if numbers != list(range(1, rounds + 1)):
+        yield f"rounds published, by the log: {numbers}"
+    history = read_history(folder, rounds)
+    if [record.round_number for record in history] != list(range(1, rounds + 1)):
+        yield f"rounds in the history: {[record.round_number for record in history]}"
+    accepted = {
+        (entry.facts["round"], entry.facts["site"])
+        for entry in log
+        if entry.event == "reply" and entry.facts["study"] == study and entry.facts["kind"] == "train"
+    }
+    for record, entry in zip(history, published, strict=False):
+        trained = sorted(site for site, one in record.sites.items() if one.trained)
+        if len(trained) < minimum:
+            yield f"round {record.round_number} was published with {len(trained)} replies, {minimum} are needed"
+        if trained != entry.facts["sites"]:
+            yield f"round {record.round_number}: history says {trained}, the log {entry.facts['sites']}"
+        if missing := [site for site in trained if (record.round_number, site) not in accepted]:
+            yield f"round {record.round_number}: no reply of {missing} is in the coordinator's log"
+    checkpoint = read_checkpoint(folder, study)
+    if checkpoint is None or checkpoint.round_number != rounds:
+        yield f"the checkpoint is of round {checkpoint and checkpoint.round_number}"
+    elif history and list(checkpoint.replied) != sorted(s for s, one in history[-1].sites.items() if one.trained):
+        yield f"the checkpoint's last round is of {checkpoint.replied}"
+
+
+def _paid_for(
+    harness: Harness, study: str, logs: dict[str, list[Entry]], ledgers: dict[str, tuple[LedgerEntry, ...]]
+) -> Iterator[str]:
+    """Check that nothing is out without its entry in the ledger and in the site's own log."""
+    for site in SITES:
+        paid = {(e.round_number, e.purpose): e.number for e in ledgers[site] if e.study_hash == study}
+        sent = [e for e in logs[site] if e.event == "reply" and e.facts["study"] == study and e.facts["kind"] != "error"]
+        for entry in sent:
+            place = (entry.facts["round"], PURPOSE[str(entry.facts["kind"])])
+            if place not in paid:
+                yield f"{site} sent {place}, and it is not in its ledger"
+        said = {(e.facts["round"], e.facts["kind"], e.facts["parameters"]) for e in sent}
+        got = [e for e in logs["coordinator"] if e.event == "reply" and e.facts["site"] == site and e.facts["study"] == study]
+        for entry in got:
+            if entry.facts["kind"] == "error":
+                continue
+            facts = (entry.facts["round"], entry.facts["kind"], entry.facts["parameters"])
+            if facts not in said:
+                yield f"the coordinator has a reply of {site} that is not in the site's log: {facts[:2]}"
+            number = paid.get((facts[0], PURPOSE[str(facts[1])]))  # type: ignore[call-overload]
+            if number is None or number > int(str(entry.facts["ledger_entries"] or 0)):
+                yield f"the coordinator has a reply of {site}, signed before its ledger had it: {facts[:2]}"
+        out = {str(e.facts["parameters"]) for e in logs[site] if e.event == "reply" and e.facts["parameters"]}
+        incoming = harness.state("coordinator") / INCOMING / site
+        for path in incoming.iterdir() if incoming.is_dir() else ():
+            if not path.name.endswith(".part") and path.name not in out:
+                yield f"the coordinator holds parameters of {site} that are not in the site's log"
+
+
+def _spent_once(ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]]) -> Iterator[str]:
+    study = scenario_study(ran.variant, "")
+    rounds = study.federation.rounds
+    evaluated = [number for number in range(1, rounds + 1) if study.evaluation.is_due(number, rounds)]
+    most = {("count", 0), *(("training", n) for n in range(1, rounds + 1)), *(("figures", n) for n in evaluated)}
+    history = read_history(folder, rounds)
+    for site in SITES:
+        entries = [entry for entry in ledgers[site] if entry.study_hash == ran.study]
+        spent = Counter((entry.purpose, entry.round_number) for entry in entries)
+        if twice := [place for place, times in spent.items() if times > 1]:
+            yield f"{site} was charged twice for {twice}"
+        if extra := set(spent) - most:
+            yield f"{site} was charged for {sorted(extra)}"
+        least = {("training", r.round_number) for r in history if site in r.sites and r.sites[site].trained}
+        if unpaid := least - set(spent):
+            yield f"{site} took part and was not charged for {sorted(unpaid)}"
