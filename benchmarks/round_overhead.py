@@ -1,13 +1,15 @@
 """What a round costs beyond its training: a consortium of real processes against Flower's defaults, in one run.
 
-Both move the same parameters to five nodes on this machine and back, and evaluate once a round. Ours trains a little beside, so the
-longest training a site reports is taken off; Flower's client returns at once what it got. Flower runs as its documentation
-starts it: SuperLink and SuperNodes that start a process a message, without TLS, certificates, signatures or logs.
+Both move the same parameters to five nodes on this machine and back, and evaluate once a round. Ours trains a little
+beside, so the longest training a site reports is taken off; Flower's client returns at once what it got. Flower runs as
+its documentation starts it: SuperLink and SuperNodes that start a process a message, without TLS, certificates,
+signatures or logs.
 
     python -m benchmarks.round_overhead [--quick]
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -146,7 +148,7 @@ def flowers(folder: Path, rounds: int, parameters: int) -> list[float]:
                 raise TimeoutError("Flower did not finish; see its logs in the folder")
             time.sleep(0.2)
     ends = [float(line) for line in times.read_text().splitlines()]
-    return [after - before for before, after in zip(ends[1:], ends[2:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(ends[1:])]
 
 
 @contextmanager

@@ -17,7 +17,12 @@ LOG = logging.getLogger("echofed.supervisor")
 SUPERLINK = "from flwr.superlink.cli import flower_superlink; flower_superlink()"
 RENEWAL_SECONDS = 86400.0
 DATABASE_MAX_BYTES = 256 * 2**20
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",  # nothing is imported from the folder a command happens to be run in
+}
 
 
 def run_server(folder: Path, unix_socket: Path | None) -> None:

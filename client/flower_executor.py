@@ -21,9 +21,21 @@ import httpx
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.common.serde import context_from_proto, fab_from_proto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -32,7 +44,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from echofed.client.flower import make_client_app
 from echofed.client.identity import Identity, load_identity
@@ -43,6 +55,7 @@ from echofed.client.sealed_answers import Opened, Reply, SealedAnswers
 from echofed.client.site import open_site
 from echofed.client.studies_sync import fetch_studies, send_answers
 from echofed.protocol.audit_log import AuditLog, open_audit_log
+from echofed.protocol.bells import last_ring
 from echofed.protocol.bundle import bundle_hash, empty_bundle
 from echofed.protocol.errors import EchoFedError, EnrolmentError, ForeignCodeError, UnexpectedError
 from echofed.protocol.flower_records import (
@@ -60,7 +73,13 @@ KINDS = {"train": "train", "evaluate": "evaluate", "query": "describe"}
 """What each type of Flower message asks for; other types are refused."""
 TASK_TYPES = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 """What SuperNode makes of messages. It waits for the answer to each: one nobody claims would hold up all that come after."""
-POLL_SECONDS = 0.1
+MESSAGE_BELL = Path("run", "message")
+"""Of the state folder; the outbound proxy rings it when it has passed on a message."""
+LOOK_SECONDS, EXPECT_SECONDS, ASK_SECONDS = 0.02, 5.0, 1.0
+"""Between two looks at the bell; for which a task is expected after it; between two questions otherwise."""
+WHOLE_SECONDS = 15.0
+"""For all parts of a message to come; somewhat longer than the SuperNode waits for them."""
+LOOK_SECONDS = 0.05
 HEARTBEAT_SECONDS = 15.0
 STUDIES_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
@@ -89,7 +108,8 @@ class Executor:
         """Claim and answer tasks until the process ends.
 
         Raises:
-            httpx.HTTPError: the SuperNode has been silent for too long.
+            Exception: the SuperNode has been silent for too long, or a task could not be finished. The SuperNode waits for
+                each task's reply, so both are started anew then.
         """
         interceptors: list[ProtobufClientInterceptor] = [
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
@@ -100,6 +120,7 @@ class Executor:
         heard = time.monotonic()
         with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
             while True:
+                bell = last_ring(self._state_folder / MESSAGE_BELL)
                 try:
                     claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=TASK_TYPES))
                     heard = time.monotonic()
@@ -111,7 +132,16 @@ class Executor:
                 if claimed.token:
                     self._work(claimed.token)
                 else:
-                    time.sleep(POLL_SECONDS)
+                    self._wait(bell)
+
+    def _wait(self, before: int) -> None:
+        """Wait until a message may have come."""
+        if time.time() - before / 1e9 < EXPECT_SECONDS:
+            time.sleep(2 * LOOK_SECONDS)  # SuperNode is fetching what the bell was rung for
+            return
+        until = time.monotonic() + ASK_SECONDS
+        while time.monotonic() < until and last_ring(self._state_folder / MESSAGE_BELL) == before:
+            time.sleep(LOOK_SECONDS)
 
     def _work(self, token: str) -> None:
         interceptors: list[ProtobufClientInterceptor] = [
@@ -123,14 +153,10 @@ class Executor:
             beating = threading.Thread(target=_beat, args=(task, done), daemon=True)
             beating.start()
             try:
-                message, context, _, fab = pull_task_input(task)
+                message, context, fab = _pull(task)
                 TaskIdentity.run_id, TaskIdentity.node_id = context.run_id, context.node_id
                 push_message(task, self._answer(message, context, fab), context)
                 push_task_output(task, None, SubStatus.COMPLETED, "")
-            except (httpx.HTTPError, RuntimeError, ValueError) as error:
-                LOG.warning("A task could not be finished: %s", error)
-                with suppress(httpx.HTTPError):
-                    push_task_output(task, None, SubStatus.FAILED, "see the site's log")
             finally:
                 done.set()
                 beating.join()
@@ -185,6 +211,26 @@ class _SiteRefusalError(Exception):
         super().__init__(sentence)
 
 
+def _pull(task: RuntimeHttpClient) -> tuple[Message, Context, Fab]:
+    """Return what a task is about; as Flower's own executor does it, but without waiting hours for what never comes."""
+    given = task.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+    TaskIdentity.node_id = given.context.node_id
+    tree = task.PullMessages(PullAppMessagesRequest()).message_object_trees[0]
+    node, run_id = Node(node_id=given.context.node_id), given.run.run_id
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(task.PullObject, node, run_id),
+        make_confirm_message_received_fn_protobuf(task.ConfirmMessageReceived, node, run_id),
+        return_type=Message,
+        max_time=WHOLE_SECONDS,
+        initial_backoff=LOOK_SECONDS,
+        backoff_cap=10 * LOOK_SECONDS,
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower does: what is sent cannot name itself
+    return message, context_from_proto(given.context), fab_from_proto(given.fab)
+
+
 def _own_kind(message: Message, fab: Fab) -> str:
     if fab.hash_str != bundle_hash() or fab.content != empty_bundle():
         raise ForeignCodeError(f"A Flower app bundle with hash {fab.hash_str[:16]} came; it was not opened.")
@@ -236,7 +282,11 @@ def main(state_folder: Path, runtime_address: str, proxy_address: str, secret_fi
     link = Link(me, load_link_settings(state_folder), base_url=f"http://{proxy_address}")
     threading.Thread(target=_keep_up_to_date, args=(state_folder, identity, log, link), daemon=True).start()
     answers = SealedAnswers(state_folder, identity, link, log)
-    Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log).run()
+    try:
+        Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log).run()
+    except Exception as error:
+        LOG.error("A task could not be finished, the node starts anew: %r", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,58 @@
-"""Flower's SuperNode, as it is, but for one thing: it does not open the app bundles it is sent.
+"""Flower's SuperNode, changed in three places: it opens no app bundle, gives up on lost messages, and does not dawdle.
 
     python -m echofed.client.flower_supernode OPTIONS...
 
 SuperNode unzips a bundle's description to read the run's settings from it, before anybody has looked at the bundle's hash: one
 that is malformed would end it, and one that unpacks to gigabytes would take the machine with it. EchoFed's runs have no
-settings; what the bundle is, the executor checks.
+settings; what the bundle is, the executor checks. It also waits two hours for the parts of a message that never come, and
+seconds between two looks at what is about to be there.
 """
 
+import time
+from functools import partial
 from pathlib import Path
 
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-SEAM = "get_fused_config_from_fab"
-"""What SuperNode calls to open a bundle; flwr is pinned with it."""
+WHOLE_SECONDS = 10.0
+"""For all parts of a message to come; they are small."""
+LOOK_SECONDS = 0.05
+
+
+class _Time:
+    """What SuperNode knows of time: how to wait, and it waits briefly."""
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(min(seconds, LOOK_SECONDS))
 
 
 def _no_settings(bundle: Path | bytes, run: Run) -> dict[str, bool | float | int | str]:
     return {}
 
 
+CHANGES = {
+    "get_fused_config_from_fab": _no_settings,
+    "pull_objects": partial(
+        pull_objects, max_time=WHOLE_SECONDS, initial_backoff=LOOK_SECONDS, backoff_cap=10 * LOOK_SECONDS
+    ),
+    "time": _Time,
+}
+"""By the names under which SuperNode's module has them; flwr is pinned with these."""
+
+
 def main() -> None:
     """Run a SuperNode until it is stopped; its options are the command line's.
 
     Raises:
-        AttributeError: this Flower opens bundles in another way.
+        AttributeError: this Flower has not what is to be changed.
     """
-    getattr(start_client_internal, SEAM)
-    setattr(start_client_internal, SEAM, _no_settings)
+    for name, change in CHANGES.items():
+        getattr(start_client_internal, name)
+        setattr(start_client_internal, name, change)
     flower_supernode()
 
 

@@ -19,7 +19,7 @@ from http import HTTPStatus
 
 from echofed.protocol.errors import EchoFedError, GatewayRefusedError, TooLargeError
 
-PIECE_BYTES = 2**18
+PIECE_BYTES = 2**20
 """A body is moved in pieces of this size."""
 MAX_HEAD_BYTES = 2**14
 MAX_HEADERS = 64
@@ -207,10 +207,9 @@ class HttpConnection:
         filled = min(len(self._kept), len(piece))
         piece[:filled] = self._kept[:filled]
         del self._kept[:filled]
-        deadline = start + self._pace.seconds_for(done + filled)
         try:
-            # Everything here happens for every 16 kB: the timeout is set once, the time is looked at every time.
-            self._allow(deadline - time.monotonic())
+            # What follows happens for every 16 kB: the timeout is set once, the time is looked at every time.
+            self._allow(start + self._pace.seconds_for(done + filled) - time.monotonic())
             while filled < len(piece):
                 size = self._stream.recv_into(piece[filled:])
                 filled += size
@@ -218,7 +217,7 @@ class HttpConnection:
                     raise RefusalError(
                         400, GatewayRefusedError("The body ended before its Content-Length."), closes=True
                     )
-                if time.monotonic() > deadline:
+                if time.monotonic() - start > self._pace.seconds_for(done + filled):
                     raise TimeoutError
         except TimeoutError:
             raise RefusalError(408, GatewayRefusedError("The body came too slowly."), closes=True) from None

@@ -201,7 +201,7 @@ class Conductor:
             self._link.close()
             self._link = None
         if self._link is None:
-            self._link = FlowerLink(self._address, self._secret)
+            self._link = FlowerLink(self._address, self._secret, self._folder)
         return self._link
 
     def _finish(self, running: _Running, end: Checkpoint) -> None:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import httpx
 from flwr.app import Message
@@ -15,15 +16,22 @@ from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     AcquireTaskResponse,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -35,12 +43,17 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from echofed.protocol.bells import last_ring, ring
 from echofed.protocol.bundle import bundle_hash, empty_bundle
 from echofed.protocol.errors import UnreachableError
+from echofed.server.gateway_fleet import REPLIED_BELL, SENT_BELL
 
 LOG = logging.getLogger("echofed.server")
 HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 1.0
 CLAIM_SECONDS = 20.0
+WHOLE_SECONDS = 60.0
+"""For all parts of a reply to come."""
 FAILURES: tuple[type[BaseException], ...] = (httpx.HTTPError, RunNotRunningException, ValueError)
 """What a call to SuperLink may raise."""
 
@@ -51,13 +64,16 @@ class FlowerLink:
     Args:
         address: host:port of SuperLink, on loopback.
         secret: shared with SuperLink; only who holds it can claim its tasks.
+        folder: the coordinator's, with the bells between conductor and gateway.
 
     Raises:
         UnreachableError: SuperLink does not answer.
     """
 
-    def __init__(self, address: str, secret: bytes) -> None:
+    def __init__(self, address: str, secret: bytes, folder: Path) -> None:
         self._address, self._secret = address, secret
+        self._sent, self._replied = folder / SENT_BELL, folder / REPLIED_BELL
+        self._heard, self._pulled_at = 0, 0.0
         self._stopped, self.lost = threading.Event(), threading.Event()
         try:
             run_id = self._start_run()
@@ -78,10 +94,16 @@ class FlowerLink:
         except FAILURES as error:
             self._failed(error)
             return None
+        ring(self._sent)
         return pushed[0] if pushed else None
+
+    def has_news(self) -> bool:
+        """Return whether the gateway has passed on replies since the last `pull`; now and then also if it has not said so."""
+        return last_ring(self._replied) != self._heard or time.monotonic() - self._pulled_at > LOOK_SECONDS
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to some messages that have come."""
+        self._heard, self._pulled_at = last_ring(self._replied), time.monotonic()
         try:
             return list(self._grid.pull_messages(list(message_ids)))
         except FAILURES as error:
@@ -156,3 +178,43 @@ class _OneTryGrid(HttpGrid):
         ]
         self.runtime = RuntimeHttpClient.from_server_address(address, insecure, None, interceptors)
         self._client = self.runtime
+        self._coming: list[tuple[str, ObjectTree, float]] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that have come whole; of the others, SuperLink tells once only, and their parts are awaited.
+
+        Flower's own waits up to two hours for the parts of one reply: a site that sends none would stop all others.
+        """
+        # SuperLink has told of these; asked again, it would say that it never knew them.
+        wanted = set(message_ids) - {reply_to for reply_to, _, _ in self._coming}
+        answer = self.runtime.PullMessages(PullAppMessagesRequest(message_ids=sorted(wanted)))
+        deadline = time.monotonic() + WHOLE_SECONDS
+        reply_tos = (one.metadata.reply_to_message_id for one in answer.messages_list)
+        told = zip(reply_tos, answer.message_object_trees, strict=True)
+        coming = [*self._coming, *((reply_to, tree, deadline) for reply_to, tree in told)]
+        self._coming, whole = [], []
+        for reply_to, tree, until in coming:
+            try:
+                whole.append(self._inflated(tree))
+            except ObjectPullError as error:
+                if time.monotonic() < until:
+                    self._coming.append((reply_to, tree, until))
+                else:
+                    LOG.warning("A reply never came whole: %s", error)
+            except FAILURES[:2]:
+                raise
+            except Exception as error:  # it was written by whoever holds the site's machine
+                LOG.warning("A reply that is none: %r", error)
+        return whole
+
+    def _inflated(self, tree: ObjectTree) -> Message:
+        node, run_id = self.node, self.run.run_id
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(self.runtime.PullObject, node, run_id),
+            make_confirm_message_received_fn_protobuf(self.runtime.ConfirmMessageReceived, node, run_id),
+            return_type=Message,
+            max_tries_per_object=1,
+        )
+        message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower does: what is sent cannot name itself
+        return message

@@ -31,7 +31,7 @@ from echofed.protocol.http_connection import HttpConnection, Pace, RefusalError,
 from echofed.protocol.membership import split_address
 from echofed.server.authority import read_consortium
 from echofed.server.gateway_files import Files
-from echofed.server.gateway_fleet import MESSAGES, PREFIX, SUPERLINK_DATABASE, Fleet
+from echofed.server.gateway_fleet import MESSAGES, PREFIX, Fleet
 from echofed.server.gateway_limits import Limits, Notes, Quota, Rates, check_length
 from echofed.server.gateway_nodes import NodeBook
 from echofed.server.gateway_tls import Door, ServerTls, certificate_from_nginx
@@ -82,7 +82,7 @@ class Gateway:
         self._audit_log = open_audit_log(folder, owner=read_consortium(folder).settings.name)
         self._notes = Notes(self._audit_log)
         self._nodes = NodeBook(folder)
-        self._fleet = Fleet(superlink, folder / SUPERLINK_DATABASE, self._nodes, limits.poll_seconds)
+        self._fleet = Fleet(superlink, folder, self._nodes, limits.poll_seconds)
         self._files = Files(folder, limits)
         self._rates = Rates(limits.requests_per_second, limits.burst)
         # All that comes through nginx has no address here; nginx counts addresses itself.

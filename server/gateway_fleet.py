@@ -26,6 +26,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequ
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
+from echofed.protocol.bells import last_ring, ring
 from echofed.protocol.errors import GatewayRefusedError, UnreachableError
 from echofed.protocol.http_connection import HttpConnection, RefusalError, Request
 from echofed.protocol.http_pool import ConnectionPool
@@ -47,12 +48,13 @@ MESSAGES: dict[str, type[Message]] = {
     "confirm-message-received": ConfirmMessageReceivedRequest,
 }
 """What a site may ask of SuperLink, each under `PREFIX`."""
-SUPERLINK_DATABASE = Path("superlink", "superlink.sqlite")
-"""Of the coordinator's folder."""
-LOOK_SECONDS = 0.05
+SENT_BELL = Path("gateway", "sent")
+REPLIED_BELL = Path("gateway", "replied")
+"""Of the coordinator's folder: rung by the conductor when it has sent messages, by the gateway when replies have come."""
+LOOK_SECONDS = 0.02
 """Between two looks for a new message while a site waits."""
-ASK_SECONDS = 1.0
-"""Between two questions to SuperLink while its database does not change."""
+ASK_SECONDS = 2.0
+"""Between two questions to SuperLink while the bell is not rung."""
 UPSTREAM_SECONDS = 25.0
 UPSTREAM_IDLE_SECONDS = 4.0
 """SuperLink closes an idle connection after five."""
@@ -85,13 +87,13 @@ class Fleet:
 
     Args:
         address: host and port of SuperLink.
-        database: SuperLink's SQLite file; while it does not change there is no new message.
+        folder: the coordinator's, with the bells.
         nodes: which node is whose.
         poll_seconds: for which a question for messages is held at most.
     """
 
-    def __init__(self, address: tuple[str, int], database: Path, nodes: NodeBook, poll_seconds: float) -> None:
-        self._files = (database, database.with_name(f"{database.name}-wal"))
+    def __init__(self, address: tuple[str, int], folder: Path, nodes: NodeBook, poll_seconds: float) -> None:
+        self._sent, self._replied = folder / SENT_BELL, folder / REPLIED_BELL
         self._nodes, self._poll_seconds = nodes, poll_seconds
         self._pool = ConnectionPool(
             lambda: http.client.HTTPConnection(*address, timeout=UPSTREAM_SECONDS), UPSTREAM_IDLE_SECONDS
@@ -120,6 +122,8 @@ class Fleet:
             return self._poll(request, body, headers, connection, check)
         answer = self._ask(request.target, body, headers)
         self._note(site, message, answer)
+        if name in ("push-messages", "push-object"):
+            ring(self._replied)
         return answer
 
     def close(self) -> None:
@@ -156,7 +160,7 @@ class Fleet:
     ) -> Answer | None:
         deadline = time.monotonic() + min(self._poll_seconds, _wanted_wait(request))
         while True:
-            stamp = self._database_stamp()  # before asking: what comes during the question is seen as a change
+            before = last_ring(self._sent)  # before asking: what is sent during the question is not missed
             asked_at = time.monotonic()
             answer = self._ask(request.target, body, headers)
             if answer.status != 200 or PullMessagesResponse.FromString(answer.body).messages_list:
@@ -169,12 +173,8 @@ class Fleet:
                 if connection.peer_is_gone():
                     return None
                 check()
-                if stamp is None or self._database_stamp() != stamp or now - asked_at >= ASK_SECONDS:
+                if last_ring(self._sent) != before or now - asked_at >= ASK_SECONDS:
                     break
-
-    def _database_stamp(self) -> tuple[tuple[int, int] | None, ...] | None:
-        stamps = tuple(_file_stamp(path) for path in self._files)
-        return stamps if any(stamps) else None
 
     def _ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         kept = self._pool.take()
@@ -226,11 +226,3 @@ def _wanted_wait(request: Request) -> float:
     """Return for how long the site is ready to wait, as it says in `Prefer: wait=SECONDS` (Snell (2014), RFC 7240)."""
     name, _, seconds = request.headers.get("prefer", "").partition("=")
     return float(seconds) if name == "wait" and seconds.isascii() and seconds.isdigit() else float("inf")
-
-
-def _file_stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_size

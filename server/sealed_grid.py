@@ -34,7 +34,7 @@ from echofed.protocol.signing import Signed, digest
 
 LOG = logging.getLogger("echofed.server")
 WAIT_SECONDS = 0.25
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 LOST_SECONDS = 15.0
 LATE_KEPT = 1000
@@ -45,6 +45,10 @@ class Transport(Protocol):
 
     def push(self, message: Message) -> str | None:
         """Return the message's id there; None if it was not taken."""
+        ...
+
+    def has_news(self) -> bool:
+        """Return whether replies may have come since the last pull."""
         ...
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
@@ -249,9 +253,12 @@ class SealedGrid(Grid):
         one.tries += 1
 
     def _receive(self) -> None:
+        transport = self._transport()
+        if not transport.has_news():
+            return
         by_id = {pushed: one for one in self._asked.values() for pushed in one.pushed}
         ids = [*by_id, *self._late]
-        for reply in self._transport().pull(ids) if ids else []:
+        for reply in transport.pull(ids) if ids else []:
             pushed = reply.metadata.reply_to_message_id
             if pushed in self._late:
                 self._coordinator.note_late(self._late.pop(pushed))

@@ -23,7 +23,6 @@ from echofed.client.identity_files import Identity, load_identity
 from echofed.protocol.audit_log import open_audit_log
 from echofed.server.authority import init_consortium
 from echofed.server.gateway import Gateway, limits_of
-from echofed.server.gateway_fleet import SUPERLINK_DATABASE
 from echofed.server.gateway_limits import Limits
 from echofed.server.members import enrol, invite
 from echofed.server.nginx import nginx_configuration
@@ -95,7 +94,7 @@ def running(command: list[str], log: Path, **environment: str) -> Iterator[subpr
 def superlink(folder: Path, coordinator: Path) -> Iterator[int]:
     """Run a real SuperLink; yields its port."""
     port = free_port()
-    database = coordinator / SUPERLINK_DATABASE
+    database = coordinator / "superlink" / "superlink.sqlite"
     database.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-c", SUPERLINK, "--insecure", "--isolation", "process", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--database", str(database), "--disable-runtime-dependency-installation"]

@@ -61,7 +61,7 @@ PLAN = {
     "2": ["last round again", "reply of another site", "name of another"],
 }
 REFUSED_SEALS = ["EF-703", "EF-501", "EF-707", "EF-703"]
-REFUSED_CONTENT = ["EF-502", "EF-501"]
+REFUSED_CONTENT = ["EF-501", "EF-501"]
 HOSTILE_STUDY = small_study(
     title="With hostile sites",
     federation={"rounds": 2, "minimum_sites": 2, "minimum_replies": 2, "round_timeout_seconds": 60.0},
@@ -204,7 +204,8 @@ def received(link: Intruder, keys: list[str], seconds: float = ANSWER_SECONDS) -
     while len(found) < len(keys):
         assert time.monotonic() < deadline, f"{len(found)} of {len(keys)} answers came"
         for reply in link.pull([key for key in keys if key not in found]):
-            found[reply.metadata.reply_to_message_id] = reply
+            if reply.metadata.reply_to_message_id in keys:  # an agent's run is also given its own prompt
+                found[reply.metadata.reply_to_message_id] = reply
         time.sleep(0.1)
     return [found[key] for key in keys]
 

@@ -264,4 +264,3 @@ def draw_faults(seed: int, window_seconds: float, kinds: tuple[str, ...] = KINDS
         what, lasts, begin, end = _DRAWS[kind](rng)
         faults.append(Fault(kind, what, at, lasts, begin, end))
     return sorted(faults, key=lambda fault: fault.at)
-

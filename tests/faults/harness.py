@@ -240,11 +240,12 @@ class Harness:
     def _stand_before_superlink(self) -> None:
         pid = self.process("coordinator", "superlink") if self.relay else None
         if self.relay is None or pid is None or pid == self._relayed:
-            return
+            return None
         with contextlib.suppress(OSError, ValueError):  # it has just ended, or is not SuperLink yet
             port = listening_port(pid)
             if answers(self.network, "coordinator", port):
                 return self._relay_to(port, pid)
+        return None
 
     def _relay_to(self, port: int, pid: int) -> None:
         assert self.relay is not None

@@ -1,5 +1,6 @@
 """What must hold after a study, whatever went wrong: read from the files and logs of all parties."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,24 +17,36 @@ from echofed.server.checkpoint import read_checkpoint
 from echofed.server.history import Round, read_history
 from echofed.server.studies import study_folder
 from tests.faults.harness import SITES, Harness
-from tests.faults.studies import scenario_study
 from tests.faults.scenario import Ran
+from tests.faults.studies import scenario_study
 
 PURPOSE = {"train": "training", "evaluate": "figures", "describe": "count"}
 
 
-def check(harness: Harness, ran: Ran) -> list[str]:
-    """Return a sentence for each thing that is not as it must be after a finished study."""
+Spent = dict[tuple[str, str, int], str]
+"""What a site is charged, by site, purpose and round: the mechanism."""
+
+
+def check(harness: Harness, ran: Ran, expected: Spent) -> list[str]:
+    """Return a sentence for each thing that is not as it must be after a finished study.
+
+    Args:
+        harness: running.
+        ran: the study.
+        expected: what sites were charged in a study of the same kind that nothing struck.
+    """
     try:
         logs = {party: _entries(harness.state(party)) for party in ("coordinator", *SITES)}
         ledgers = {site: _ledger(harness.state(site)) for site in SITES}
         folder = study_folder(harness.state("coordinator"), ran.study)
-        study = scenario_study(ran.variant, "")
+        study = scenario_study(ran.variant)
         return [
             *_logs_agree(harness),
-            *_published_once(ran.study, folder, logs["coordinator"], study.federation.rounds, study.federation.minimum_replies),
+            *_published_once(
+                ran.study, folder, logs["coordinator"], study.federation.rounds, study.federation.minimum_replies
+            ),
             *_paid_for(harness, ran.study, logs, ledgers),
-            *_spent_once(ran, folder, ledgers),
+            *_spent_once(ran, folder, ledgers, expected),
         ]
     except EchoFedError as error:
         return [f"{type(error).__name__}: {error}"]
@@ -41,13 +54,22 @@ def check(harness: Harness, ran: Ran) -> list[str]:
 
 def rounds_of(harness: Harness, ran: Ran) -> list[Round]:
     """Return the published rounds of a finished study."""
-    rounds = scenario_study(ran.variant, "").federation.rounds
+    rounds = scenario_study(ran.variant).federation.rounds
     return read_history(study_folder(harness.state("coordinator"), ran.study), rounds)
 
 
-def ledger_of(harness: Harness, site: str, study: str) -> list[LedgerEntry]:
-    """Return what a site's ledger says of a study."""
-    return [entry for entry in _ledger(harness.state(site)) if entry.study_hash == study]
+def spent_in(harness: Harness, study: str) -> Spent:
+    """Return what sites were charged in a study, from their ledgers."""
+    return _spent({site: _ledger(harness.state(site)) for site in SITES}, study)
+
+
+def _spent(ledgers: dict[str, tuple[LedgerEntry, ...]], study: str) -> Spent:
+    return {
+        (site, entry.purpose, entry.round_number): str(entry.mechanism)
+        for site, entries in ledgers.items()
+        for entry in entries
+        if entry.study_hash == study
+    }
 
 
 def _entries(state: Path) -> list[Entry]:
@@ -104,22 +126,20 @@ def _paid_for(
     """Check that nothing is out without its entry in the ledger and in the site's own log."""
     for site in SITES:
         paid = {(e.round_number, e.purpose): e.number for e in ledgers[site] if e.study_hash == study}
-        sent = [e for e in logs[site] if e.event == "reply" and e.facts["study"] == study and e.facts["kind"] != "error"]
-        for entry in sent:
-            place = (entry.facts["round"], PURPOSE[str(entry.facts["kind"])])
+        sent = [e for e in logs[site] if _is_release(e, study)]
+        said = {_place(e): e.facts["parameters"] for e in sent}
+        for place in said:
             if place not in paid:
                 yield f"{site} sent {place}, and it is not in its ledger"
-        said = {(e.facts["round"], e.facts["kind"], e.facts["parameters"]) for e in sent}
-        got = [e for e in logs["coordinator"] if e.event == "reply" and e.facts["site"] == site and e.facts["study"] == study]
-        for entry in got:
-            if entry.facts["kind"] == "error":
+        for entry in logs["coordinator"]:
+            if entry.event != "reply" or (entry.facts["site"], entry.facts["study"]) != (site, study):
                 continue
-            facts = (entry.facts["round"], entry.facts["kind"], entry.facts["parameters"])
-            if facts not in said:
-                yield f"the coordinator has a reply of {site} that is not in the site's log: {facts[:2]}"
-            number = paid.get((facts[0], PURPOSE[str(facts[1])]))  # type: ignore[call-overload]
-            if number is None or number > int(str(entry.facts["ledger_entries"] or 0)):
-                yield f"the coordinator has a reply of {site}, signed before its ledger had it: {facts[:2]}"
+            if entry.facts["kind"] == "error" or (_place(entry) not in said and entry.facts["kind"] == "evaluate"):
+                continue  # it says nothing of a patient
+            if said.get(_place(entry), "") != entry.facts["parameters"]:
+                yield f"the coordinator has a reply of {site} that is not in the site's log: {_place(entry)}"
+            if paid.get(_place(entry), sys.maxsize) > int(str(entry.facts["ledger_entries"] or 0)):
+                yield f"the coordinator has a reply of {site}, signed before its ledger had it: {_place(entry)}"
         out = {str(e.facts["parameters"]) for e in logs[site] if e.event == "reply" and e.facts["parameters"]}
         incoming = harness.state("coordinator") / INCOMING / site
         for path in incoming.iterdir() if incoming.is_dir() else ():
@@ -127,19 +147,28 @@ def _paid_for(
                 yield f"the coordinator holds parameters of {site} that are not in the site's log"
 
 
-def _spent_once(ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]]) -> Iterator[str]:
-    study = scenario_study(ran.variant, "")
-    rounds = study.federation.rounds
-    evaluated = [number for number in range(1, rounds + 1) if study.evaluation.is_due(number, rounds)]
-    most = {("count", 0), *(("training", n) for n in range(1, rounds + 1)), *(("figures", n) for n in evaluated)}
-    history = read_history(folder, rounds)
+def _is_release(entry: Entry, study: str) -> bool:
+    """Return whether an entry of a site's log is of a reply that says something of its patients."""
+    if entry.event != "reply" or entry.facts["study"] != study or entry.facts["kind"] == "error":
+        return False
+    return entry.facts["kind"] != "evaluate" or bool({"exact", "noisy"} & set(entry.facts["holds"] or ()))  # type: ignore[arg-type]
+
+
+def _place(entry: Entry) -> tuple[int, str]:
+    return int(str(entry.facts["round"])), PURPOSE[str(entry.facts["kind"])]
+
+
+def _spent_once(ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]], expected: Spent) -> Iterator[str]:
+    """Check that nothing was charged twice, and nothing otherwise than in an undisturbed study of the same kind."""
+    spent = _spent(ledgers, ran.study)
     for site in SITES:
         entries = [entry for entry in ledgers[site] if entry.study_hash == ran.study]
-        spent = Counter((entry.purpose, entry.round_number) for entry in entries)
-        if twice := [place for place, times in spent.items() if times > 1]:
+        times = Counter((entry.purpose, entry.round_number) for entry in entries)
+        if twice := [place for place, number in times.items() if number > 1]:
             yield f"{site} was charged twice for {twice}"
-        if extra := set(spent) - most:
-            yield f"{site} was charged for {sorted(extra)}"
-        least = {("training", r.round_number) for r in history if site in r.sites and r.sites[site].trained}
-        if unpaid := least - set(spent):
-            yield f"{site} took part and was not charged for {sorted(unpaid)}"
+    if other := sorted(place for place, mechanism in spent.items() if expected.get(place) != mechanism):
+        yield f"charged otherwise than in an undisturbed study: {other}"
+    for record in read_history(folder, scenario_study(ran.variant).federation.rounds):
+        trained = [site for site, one in record.sites.items() if one.trained]
+        if unpaid := [site for site in trained if (site, "training", record.round_number) not in spent]:
+            yield f"round {record.round_number}: {unpaid} took part and were not charged"

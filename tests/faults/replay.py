@@ -29,7 +29,6 @@ class Replay:
 
     Args:
         template: an enrolled consortium with the same data.
-        scratch: for the caches of the sites that train here.
     """
 
     def __init__(self, template: Path) -> None:

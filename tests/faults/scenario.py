@@ -64,7 +64,7 @@ def run_study(
             status = _status(harness, study)
             if status == "finished":
                 break
-            if status == "stopped" or now - last_end > lost_seconds and all(_is_over(one) for one in planned):
+            if status == "stopped" or (now - last_end > lost_seconds and all(_is_over(one) for one in planned)):
                 ran.problems.append(f"lost: {consortium.status(study)}")
                 break
             time.sleep(0.03)

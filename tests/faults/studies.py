@@ -22,7 +22,7 @@ _PARTS: dict[Variant, dict[str, Any]] = {
 }
 
 
-def scenario_study(variant: Variant, name: str) -> Study:
+def scenario_study(variant: Variant, name: str = "A study under faults") -> Study:
     """Return a study; every patient is in every step unless it is private, so that training is the same each time."""
     parts = {
         "title": name,

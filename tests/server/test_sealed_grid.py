@@ -109,6 +109,9 @@ class Network:
         self.replies[key] = [Message(answer, reply_to=message) for _ in range(copies)]
         return key
 
+    def has_news(self) -> bool:
+        return True
+
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         found = []
         for key in message_ids:

@@ -1,0 +1,224 @@
+"""Studies under faults on real processes: what strikes them is drawn from a seed, what must hold is checked after each.
+
+    ECHOFED_FAULTS=220 ECHOFED_FAULT_SEED=0 python -m tests.faults.run
+
+Needs root, for network namespaces and small disks, and a C compiler, for clocks that are off. It touches no interface, no process
+and no mount of the machine but its own. `ECHOFED_FAULTS=1 ECHOFED_FAULT_SEED=123` repeats one scenario.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from echofed.protocol.arrays import Parameters
+from echofed.server.studies import study_folder
+from tests.faults.faults import KINDS, draw_faults
+from tests.faults.harness import PARTIES, Harness
+from tests.faults.invariants import Spent, check, rounds_of, spent_in
+from tests.faults.replay import TOLERANCE, Replay, difference, from_blobs, published_model
+from tests.faults.scenario import Ran, run_study
+from tests.faults.studies import VARIANTS, Variant, write_scenario_study
+
+PER_CONSORTIUM = 24
+"""Studies after which the whole consortium is made anew."""
+SCENARIO_SECONDS = 420.0
+"""No scenario takes longer, whatever happens."""
+
+
+@dataclass
+class Reference:
+    """What an undisturbed study of each kind does."""
+
+    models: dict[Variant, Parameters] = field(default_factory=dict)
+    spent: dict[Variant, Spent] = field(default_factory=dict)
+    seconds: dict[Variant, float] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """A scenario and what came of it."""
+
+    seed: int
+    ran: Ran
+    model: str
+
+
+def variant_of(seed: int) -> Variant:
+    """Return the kind of study of a scenario."""
+    return VARIANTS[seed // len(KINDS) % len(VARIANTS)]
+
+
+class Run:
+    """Runs scenarios, some on one consortium, then on the next.
+
+    Args:
+        folder: for everything.
+        seeds: of the scenarios.
+        keep: whether the folder of a consortium with a failed scenario is kept.
+    """
+
+    def __init__(self, folder: Path, seeds: Sequence[int], *, keep: bool) -> None:
+        self.folder, self.seeds, self.keep = folder, seeds, keep
+        self.reference, self.results = Reference(), list[Result]()
+        self.replay: Replay | None = None
+        self.noise: Counter[str] = Counter()
+
+    def all(self) -> list[Result]:
+        """Run all scenarios and return what came of them."""
+        todo = list(self.seeds)
+        while todo:
+            harness = Harness(self.folder, isolated=True, seed=todo[0])
+            harness.prepare()
+            self.replay = self.replay or Replay(harness.template)
+            with harness.running():
+                done = self._some(harness, todo[:PER_CONSORTIUM])
+                self._look_into_logs(harness)
+                if self.keep and any(one.ran.problems for one in self.results[-done:]):
+                    self._keep(harness, todo[0])
+            del todo[:done]
+        return self.results
+
+    def _some(self, harness: Harness, seeds: Sequence[int]) -> int:
+        """Run scenarios on one consortium until one fails; return how many were run."""
+        fresh = [variant for variant in VARIANTS if variant not in self.reference.models] or list(VARIANTS[:1])
+        names: list[tuple[Variant, str]] = [(variant, f"Undisturbed, {variant}") for variant in fresh]
+        names += [(variant_of(seed), f"Scenario {seed}") for seed in seeds]
+        studies = []
+        for number, (variant, name) in enumerate(names):
+            paths = write_scenario_study(self.folder / "studies" / str(number), variant, name)
+            studies.append(harness.consortium.publish(*paths))
+        harness.approve(studies)
+        for (variant, _), study in zip(names[: len(fresh)], studies, strict=False):
+            self._undisturbed(harness, study, variant)
+        for done, (seed, study) in enumerate(zip(seeds, studies[len(fresh) :], strict=True), start=1):
+            if self._one(harness, seed, study):
+                return done
+        return len(seeds)
+
+    def _undisturbed(self, harness: Harness, study: str, variant: Variant) -> None:
+        ran = run_study(harness, study, variant, [])
+        model = published_model(harness, study)
+        expected = self.reference.spent.setdefault(variant, spent_in(harness, study))
+        problems = [*ran.problems, *check(harness, ran, expected)]
+        if variant != "private":
+            known = self.reference.models.setdefault(variant, model)
+            if difference(model, known) > TOLERANCE:
+                problems.append("two undisturbed studies end in different models")
+        self.reference.models.setdefault(variant, model)
+        if problems:
+            raise SystemExit(f"An undisturbed study ({variant}) is not as it must be: {problems}")
+        self.reference.seconds.setdefault(variant, ran.seconds)
+        print(f"undisturbed, {variant}: {ran.seconds:.1f} s", flush=True)
+
+    def _one(self, harness: Harness, seed: int, study: str) -> bool:
+        """Run one scenario; return whether the consortium must be made anew."""
+        variant = variant_of(seed)
+        faults = draw_faults(seed, 0.9 * self.reference.seconds[variant])
+        print(f"seed {seed}, {variant}:", flush=True)
+        for fault in faults:
+            print(f"    at {fault.at:4.1f} s for {fault.lasts:4.1f} s  {fault.kind}: {fault.what}", flush=True)
+        ran = run_study(harness, study, variant, faults)
+        model = "none"
+        if not ran.problems:
+            ran.problems += check(harness, ran, self.reference.spent[variant])
+            model = self._model(harness, ran)
+        self.results.append(Result(seed, ran, model))
+        said = "; ".join(ran.problems) or "ok"
+        print(
+            f"    {ran.seconds:.1f} s, {ran.recovery_seconds:.1f} s after the last fault; model {model}: {said}",
+            flush=True,
+        )
+        return bool(ran.problems)
+
+    def _model(self, harness: Harness, ran: Ran) -> str:
+        """Check the model a study ended in; return against what."""
+        assert self.replay is not None
+        rounds, model = rounds_of(harness, ran), published_model(harness, ran.study)
+        if ran.variant == "private":
+            expected, against = from_blobs(harness, ran.study, rounds), "as its updates"
+            if expected is None:
+                return "not checked"
+        elif ran.variant == "all sites":
+            expected, against = self.reference.models[ran.variant], "as undisturbed"
+        else:
+            expected = self.replay.model(study_folder(harness.state("coordinator"), ran.study), rounds)
+            against = "as replayed"
+        if (off := difference(model, expected)) > TOLERANCE:
+            ran.problems.append(f"the model is not {against}: {off:.2g}")
+        return against
+
+    def _look_into_logs(self, harness: Harness) -> None:
+        """Count the exceptions that parties' processes died of or logged: to be looked at, not forbidden."""
+        for party in PARTIES:
+            text = (harness.consortium.folder / "logs" / f"{party}.log").read_text(errors="replace")
+            self.noise.update(re.findall(r"^(\[\w+\] \w+(?:\.\w+)*(?:Error|Exception|Timeout)\b.{0,100})", text, re.M))
+
+    def _keep(self, harness: Harness, seed: int) -> None:
+        place = self.folder / f"failed-{seed}"
+        shutil.copytree(harness.consortium.folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ballast"))
+        print(f"    kept in {place}", flush=True)
+
+
+def table(results: Sequence[Result], reference: Reference) -> str:
+    """Return the results by kind of fault, as Markdown."""
+    by_kind: dict[str, list[Result]] = defaultdict(list)
+    for one in results:
+        for kind in set(one.ran.faults):
+            by_kind[kind].append(one)
+    lines = [
+        "| kind | scenarios | passed | recovery s, median | longest | study longer by s, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in (*KINDS, "all"):
+        found = list(results) if kind == "all" else by_kind[kind]
+        if found:
+            passed = [one for one in found if not one.ran.problems]
+            recovery = [one.ran.recovery_seconds for one in found]
+            longer = [one.ran.seconds - reference.seconds[one.ran.variant] for one in found]
+            cells = (kind, len(found), len(passed), f"{statistics.median(recovery):.0f}", f"{max(recovery):.0f}")
+            lines.append("| " + " | ".join(map(str, (*cells, f"{statistics.median(longer):.0f}"))) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run what the environment asks for; return 1 if an invariant does not hold."""
+    parser = argparse.ArgumentParser(description="Studies under faults on real processes.")
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("ECHOFED_FAULT_SEED", "0")))
+    parser.add_argument("--scenarios", type=int, default=int(os.environ.get("ECHOFED_FAULTS", "220")))
+    parser.add_argument("--folder", type=Path, help="for everything, kept; else a temporary one")
+    given = parser.parse_args()
+    if os.geteuid():
+        print("This needs root: it makes network namespaces and small disks for the parties.", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="echofed-faults-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, range(given.seed, given.seed + given.scenarios), keep=given.folder is not None)
+    try:
+        run.all()
+    finally:
+        if given.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if run.results:
+            print(table(run.results, run.reference))
+        for line, times in run.noise.most_common(40):
+            print(f"{times:5d}  {line}")
+    failed = [one.seed for one in run.results if one.ran.problems]
+    checked = Counter(one.model for one in run.results)
+    print(f"{len(run.results)} scenarios, {len(failed)} failed {failed or ''}; models: {dict(checked)}")
+    undisturbed = {variant: round(seconds, 1) for variant, seconds in run.reference.seconds.items()}
+    print(f"undisturbed, s: {undisturbed}; in all {(time.monotonic() - started) / 60:.0f} min")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
