@@ -7,13 +7,22 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test check bench audit clean
+.PHONY: demo test e2e faults check soak bench audit clean
 
 demo: $(VENV)/research.installed ## a private federated study on phantoms, from nothing to its report
 	$(BIN)/echofed demo
 
 test: $(VENV)/development.installed ## all tests
+	tests/debian_packages.sh
 	$(BIN)/python -m pytest -q
+
+e2e: $(VENV)/development.installed ## more of the real consortium than `make test` runs
+	tests/debian_packages.sh
+	$(BIN)/python -m pytest -q tests/consortium tests/e2e
+
+faults: $(VENV)/development.installed ## 200 seeded faults on real processes; about an hour, as root
+	tests/debian_packages.sh
+	$(BIN)/python -m tests.faults.run
 
 check: $(VENV)/development.installed ## lint, types, import contracts, packaging
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def _programs(folder: Path, run: Path, proxy: int, runtime: int, secret: Path) -
     supernode += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(runtime)]
     supernode += ["--superexec-auth-secret-file", str(secret)]
     executor = [sys.executable, "-m", "echofed.client.flower_executor", str(folder)]
-    executor += [f"127.0.0.1:{runtime}", f"127.0.0.1:{proxy}", str(secret)]
+    executor += [f"127.0.0.1:{runtime}", str(secret)]
     flower = {**QUIET, "FLWR_HOME": str(run / "flower")}
     return [
         Program("proxy", outbound, lambda: listens(proxy), environment=QUIET),

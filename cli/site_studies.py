@@ -31,7 +31,10 @@ def studies(state: State = Path("site"), offline: Offline = False) -> None:
     if not held and not damaged:
         typer.echo("No study has been published.")
     for one in held:
-        said = f" by {one.answers[-1].person}, {one.answers[-1].decided_at}" if one.answers else ""
+        if one.withdrawal:
+            said = f", {one.withdrawal.withdrawn_at}"
+        else:
+            said = f" by {one.answers[-1].person}, {one.answers[-1].decided_at}" if one.answers else ""
         typer.echo(f"{one.hash[:12]}  {one.state}{said}\n              {one.study.title}")
     for study, error in damaged.items():
         typer.echo(f"{study[:12]}  cannot be trusted: {error}")

@@ -160,10 +160,11 @@ def _die_with_parent() -> None:
 
 
 def _pass_on(name: str, stream: IO[str]) -> None:
-    for line in stream:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"[{name}] {line}")
-            sys.stderr.flush()
+    with stream:
+        for line in stream:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"[{name}] {line}")
+                sys.stderr.flush()
 
 
 @contextlib.contextmanager

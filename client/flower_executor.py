@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +46,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from echofed.client.flower import make_client_app
+from echofed.client.forwarding import MESSAGE_BELL
 from echofed.client.identity import Identity, load_identity
 from echofed.client.link import Link
 from echofed.client.link_settings import load_link_settings
@@ -73,13 +73,10 @@ KINDS = {"train": "train", "evaluate": "evaluate", "query": "describe"}
 """What each type of Flower message asks for; other types are refused."""
 TASK_TYPES = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 """What SuperNode makes of messages. It waits for the answer to each: one nobody claims would hold up all that come after."""
-MESSAGE_BELL = Path("run", "message")
-"""Of the state folder; the outbound proxy rings it when it has passed on a message."""
 LOOK_SECONDS, EXPECT_SECONDS, ASK_SECONDS = 0.02, 5.0, 1.0
 """Between two looks at the bell; for which a task is expected after it; between two questions otherwise."""
 WHOLE_SECONDS = 15.0
 """For all parts of a message to come; somewhat longer than the SuperNode waits for them."""
-LOOK_SECONDS = 0.05
 HEARTBEAT_SECONDS = 15.0
 STUDIES_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
@@ -95,17 +92,24 @@ class Executor:
         secret: shared with the SuperNode, so that no other program on the machine can claim its tasks.
         answers: opens instructions and seals replies.
         log: the site's audit log.
+        ending: set when the executor is to end, between two tasks.
     """
 
     def __init__(
-        self, state_folder: Path, runtime_address: str, secret: bytes, answers: SealedAnswers, log: AuditLog
+        self,
+        state_folder: Path,
+        runtime_address: str,
+        secret: bytes,
+        answers: SealedAnswers,
+        log: AuditLog,
+        ending: threading.Event,
     ) -> None:
         self._state_folder, self._address, self._answers, self._log = state_folder, runtime_address, answers, log
-        self._secret = secret
+        self._secret, self._ending = secret, ending
         self._app = lru_cache(maxsize=4)(lambda folder: make_client_app(folder, [state_folder], None))
 
     def run(self) -> None:
-        """Claim and answer tasks until the process ends.
+        """Claim and answer tasks until it is to end.
 
         Raises:
             Exception: the SuperNode has been silent for too long, or a task could not be finished. The SuperNode waits for
@@ -119,7 +123,7 @@ class Executor:
         ]
         heard = time.monotonic()
         with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
-            while True:
+            while not self._ending.is_set():
                 bell = last_ring(self._state_folder / MESSAGE_BELL)
                 try:
                     claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=TASK_TYPES))
@@ -246,44 +250,33 @@ def _beat(task: RuntimeHttpClient, done: threading.Event) -> None:
             task.SendTaskHeartbeat(SendTaskHeartbeatRequest())
 
 
-def _fresh_identity(state_folder: Path) -> Callable[[], Identity]:
-    """Return a function that gives the site's identity, read anew after its certificate was renewed."""
-    known: dict[int, Identity] = {}
-
-    def identity() -> Identity:
-        changed = (state_folder / "identity").stat().st_mtime_ns
-        if changed not in known:
-            known.clear()
-            known[changed] = load_identity(state_folder)
-        return known[changed]
-
-    return identity
-
-
-def _keep_up_to_date(state_folder: Path, identity: Callable[[], Identity], log: AuditLog, link: Link) -> None:
-    """Send the hospital's answers, and learn what the coordinator has published or taken back."""
+def _keep_up_to_date(
+    state_folder: Path, identity: Identity, log: AuditLog, link: Link, renewed: threading.Event
+) -> None:
+    """Send the hospital's answers, learn what the coordinator has published or taken back, and see if the keys are new."""
     while True:
         try:
             send_answers(state_folder, link)
-            fetch_studies(state_folder, identity(), log, link)
+            fetch_studies(state_folder, identity, log, link)
+            if load_identity(state_folder).membership != identity.membership:
+                renewed.set()
         except EchoFedError as error:
             LOG.info("%s", error.what)
         time.sleep(STUDIES_SECONDS)
 
 
-def main(state_folder: Path, runtime_address: str, proxy_address: str, secret_file: Path) -> None:
-    """Run the executor of a site until it is stopped."""
-    identity = _fresh_identity(state_folder)
-    me, log = identity(), open_audit_log(state_folder, owner=identity().site)
-    if open_site(state_folder).name != me.site:
-        raise EnrolmentError(
-            f"The data are registered as {open_site(state_folder).name}, the site is enrolled as {me.site}."
-        )
-    link = Link(me, load_link_settings(state_folder), base_url=f"http://{proxy_address}")
-    threading.Thread(target=_keep_up_to_date, args=(state_folder, identity, log, link), daemon=True).start()
+def main(state_folder: Path, runtime_address: str, secret_file: Path) -> None:
+    """Run the executor of a site until it is stopped, or until its certificate is renewed: it is then started anew."""
+    identity = load_identity(state_folder)
+    log = open_audit_log(state_folder, owner=identity.site)
+    if (registered := open_site(state_folder).name) != identity.site:
+        raise EnrolmentError(f"The data are registered as {registered}, the site is enrolled as {identity.site}.")
+    link, renewed = Link(identity, load_link_settings(state_folder)), threading.Event()
+    arguments = (state_folder, identity, log, link, renewed)
+    threading.Thread(target=_keep_up_to_date, args=arguments, daemon=True).start()
     answers = SealedAnswers(state_folder, identity, link, log)
     try:
-        Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log).run()
+        Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log, renewed).run()
     except Exception as error:
         LOG.error("A task could not be finished, the node starts anew: %r", error)
         sys.exit(1)
@@ -293,4 +286,4 @@ if __name__ == "__main__":
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -4,20 +4,27 @@ import http.client
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from echofed.client.refusals import MAX_REFUSAL_BYTES, refusal_of
 from echofed.client.uplink import Uplink
+from echofed.protocol.bells import ring
 from echofed.protocol.errors import CertificateError, ClockError, EchoFedError, UnreachableError
-from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection, RefusalError, Request, is_readable
+from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection, is_readable
+from echofed.protocol.http_head import RefusalError, Request
 
 RETRY_SECONDS = 20.0
 """For which a request waits for a gateway that cannot be reached."""
 PATIENCE_SECONDS = 25.0
 """Of SuperNode, with a margin: it gives up a request after thirty."""
 MAX_MESSAGE_BYTES = 64 * 2**20
+MESSAGE_BELL = Path("run", "message")
+"""Of the state folder: rung when a message has come, for the site's executor."""
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 1.0
 _PULL = "/v1/fleet/pull-messages"
+_BRINGING = (_PULL, "/v1/fleet/confirm-message-received")
+"""A message, and the last of its parts."""
 _NOT_FORWARDED = ("connection", "host", "content-length", "keep-alive", "prefer")
 _PASSED_BACK = ("content-type", "date", "retry-after")
 _TEMPORARY = (502, 503, 504)
@@ -32,12 +39,14 @@ class Forwarder:
         answer_seconds: for which an answer is waited for.
         retry_seconds: for which a request is tried again.
         is_stopping: whether the proxy is about to end.
+        bell: rung when a message has come for the site's executor.
     """
 
     uplink: Uplink
     answer_seconds: float
     retry_seconds: float
     is_stopping: Callable[[], bool]
+    bell: Path
 
     def forward(self, request: Request, connection: HttpConnection) -> None:
         """Send a request on and its answer back, trying again what did not come through."""
@@ -71,6 +80,8 @@ class Forwarder:
                 return
             if response.status < 400:
                 self.uplink.answered(response, None)
+                if request.target in _BRINGING and response.length:
+                    ring(self.bell)
                 _pass_back(response, connection)
             else:
                 self._pass_refusal(response, body, connection)

@@ -152,7 +152,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connections kept."""
-        self._pool.clear()
+        self._pool.close()
 
     def _call(
         self,

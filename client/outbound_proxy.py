@@ -21,13 +21,14 @@ import threading
 import time
 from pathlib import Path
 
-from echofed.client.forwarding import MAX_MESSAGE_BYTES, RETRY_SECONDS, Forwarder, is_streamed
+from echofed.client.forwarding import MAX_MESSAGE_BYTES, MESSAGE_BELL, RETRY_SECONDS, Forwarder, is_streamed
 from echofed.client.identity import load_identity
 from echofed.client.link_settings import LinkSettings, load_link_settings
 from echofed.client.link_status import StatusFile
 from echofed.client.uplink import Uplink
 from echofed.protocol.errors import EchoFedError, GatewayRefusedError, PortInUseError, TooLargeError
-from echofed.protocol.http_connection import HttpConnection, Pace, RefusalError, Request
+from echofed.protocol.http_connection import HttpConnection, Pace
+from echofed.protocol.http_head import RefusalError, Request
 
 LOG = logging.getLogger("echofed.proxy")
 MAX_CONNECTIONS = 128
@@ -50,7 +51,8 @@ class OutboundProxy:
         self, uplink: Uplink, listener: socket.socket, settings: LinkSettings, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self._uplink, self._listener = uplink, listener
-        self._forwarder = Forwarder(uplink, settings.read_timeout_seconds, retry_seconds, lambda: self._stopping)
+        seconds, bell = settings.read_timeout_seconds, uplink.state_folder / MESSAGE_BELL
+        self._forwarder = Forwarder(uplink, seconds, retry_seconds, lambda: self._stopping, bell)
         self._hosts = {f"{name}:{listener.getsockname()[1]}" for name in ("127.0.0.1", "localhost")}
         self._open: set[HttpConnection] = set()
         self._lock = threading.Lock()

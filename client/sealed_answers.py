@@ -22,8 +22,6 @@ from echofed.client.policy_check import refuse_by_policy
 from echofed.protocol.arrays import sha256_of_file
 from echofed.protocol.audit_entries import received_head
 from echofed.protocol.audit_log import AuditLog, LogHead
-from echofed.protocol.durable import replace_file
-from echofed.protocol.errors import UnexpectedError
 from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal
 from echofed.protocol.signing import Signed, digest, sign
 from echofed.protocol.study_file import load_study
@@ -71,13 +69,13 @@ class SealedAnswers:
         log: the site's audit log.
     """
 
-    def __init__(self, state_folder: Path, identity: Callable[[], Identity], link: Link, log: AuditLog) -> None:
+    def __init__(self, state_folder: Path, identity: Identity, link: Link, log: AuditLog) -> None:
         self._state_folder, self._identity, self._link, self._log = state_folder, identity, link, log
         self._last: tuple[object, Reply] | None = None
 
     def read(self, document: str, signed: Signed, kind: str) -> InstructionSeal:
         """Return what the coordinator signed, if it is for this site; see `read_instruction`."""
-        me = self._identity()
+        me = self._identity
         return read_instruction(
             signed, document, kind, consortium=me.consortium, site=me.site, coordinator=me.coordinator_key
         )
@@ -89,7 +87,7 @@ class SealedAnswers:
             TrustError: the study is not approved, the policy forbids it now, or the round is an old one.
             LinkError: the parameters cannot be fetched.
         """
-        folder = approved_folder(self._state_folder, seal.study_hash, self._identity())
+        folder = approved_folder(self._state_folder, seal.study_hash, self._identity)
         refuse_by_policy(
             load_policy(self._state_folder),
             load_study(folder / STUDY_FILE),
@@ -131,7 +129,7 @@ class SealedAnswers:
     def _seal(
         self, seal: InstructionSeal, asked: Signed, kind: str, document: str, blob: Blob | None, holds: list[str]
     ) -> Signed:
-        me = self._identity()
+        me = self._identity
         hashed = hashlib.sha256(document.encode()).hexdigest()
         self._log.append(
             "reply",
@@ -166,22 +164,21 @@ class SealedAnswers:
         folder = self._state_folder / BLOB_FOLDER
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / blob.sha256
-        if not path.exists() or path.stat().st_size != blob.size:
+        if path.exists() and sha256_of_file(path) != blob.sha256:
+            path.unlink()
+        if not path.exists():
             limit = load_policy(self._state_folder).maximum_message_mb * 2**20
             self._link.get_blob(blob.sha256, path, min(blob.size, int(limit)))
         path.touch()
         for old in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)[:-BLOBS_KEPT]:
             old.unlink(missing_ok=True)
-        if sha256_of_file(path) != blob.sha256:
-            path.unlink()
-            raise UnexpectedError("The parameters on this site's disk are damaged; they will be fetched again.")
         return path.read_bytes()
 
     def _send(self, buffer: bytes, blob: Blob) -> None:
         path = self._state_folder / BLOB_FOLDER / f"{blob.sha256}.out"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(path, buffer)
         try:
+            path.write_bytes(buffer)  # not synced: after a power cut it is made again
             self._link.put_blob(path, blob.sha256)
         finally:
             path.unlink(missing_ok=True)

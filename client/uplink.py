@@ -32,7 +32,7 @@ class Uplink:
     """
 
     def __init__(self, state_folder: Path, settings: LinkSettings, status: StatusFile) -> None:
-        self._state_folder, self._settings, self._status = state_folder, settings, status
+        self.state_folder, self._settings, self._status = state_folder, settings, status
         self._pool = ConnectionPool(lambda: GatewayConnection(self._current_way()), IDLE_SECONDS)
         self._lock = threading.Lock()
         self._way: Way | None = None
@@ -94,7 +94,7 @@ class Uplink:
     def stop(self) -> None:
         """Stop `watch`, and close the connections kept."""
         self._stopped.set()
-        self._pool.clear()
+        self._pool.close()
 
     def _look(self) -> None:
         way = self._current_way()
@@ -109,18 +109,18 @@ class Uplink:
         if response.status == http.HTTPStatus.OK:
             self.answered(response, None)
         self.keep(connection)
-        if renew_if_due(self._state_folder, self._renew):
+        if renew_if_due(self.state_folder, self._renew):
             LOG.info("the certificate of %s was renewed", way.membership.site)
 
     def _renew(self, signed: Signed) -> Signed:
-        with contextlib.closing(Link(load_identity(self._state_folder), self._settings)) as link:
+        with contextlib.closing(Link(load_identity(self.state_folder), self._settings)) as link:
             return link.renew(signed)
 
     def _current_way(self) -> Way:
         with self._lock:
-            stamp = _stamp(self._state_folder / IDENTITY / MEMBERSHIP)
+            stamp = _stamp(self.state_folder / IDENTITY / MEMBERSHIP)
             if self._way is None or stamp != self._stamp:
-                identity = load_identity(self._state_folder)
+                identity = load_identity(self.state_folder)
                 self._way, self._stamp = Way(identity.membership, identity.ssl_context(), self._settings), stamp
                 self._pool.clear()
             return self._way

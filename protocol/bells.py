@@ -9,6 +9,8 @@ import os
 import time
 from pathlib import Path
 
+SHARED = 97
+
 
 def ring(path: Path) -> None:
     """Ring a bell; its folder must exist."""
@@ -24,3 +26,8 @@ def last_ring(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def bell_of(folder: Path, number: int) -> Path:
+    """Return the bell of one of many nodes, in a folder of bells; a few share one, and are then woken together."""
+    return folder / str(number % SHARED)

@@ -16,8 +16,8 @@ from echofed.protocol.signing import Signed
 
 D = TypeVar("D", bound=Document)
 MAX_DOCUMENT_BYTES = 64 * 2**10
-SEAL_RECORD = "seal"
-"""Flower ConfigRecord: one entry, DOCUMENT_KEY, holding a signed seal; between real machines only."""
+SEAL_KEY = "seal"
+"""Beside DOCUMENT_KEY, between real machines only: the signed seal."""
 SITE_ERROR_CODE = 700
 """Flower error code of a message in which a site says why it could not answer."""
 
@@ -109,26 +109,28 @@ def content_from(raw: bytes) -> RecordDict:
 
 
 def sealed_content(document: str, seal: Signed) -> RecordDict:
-    """Return what travels between real machines: a document and its seal; the parameters travel beside."""
-    seal_record = ConfigRecord({DOCUMENT_KEY: seal.model_dump_json()})
-    return RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document}), SEAL_RECORD: seal_record})
+    """Return what travels between real machines: a document and its seal; the parameters travel beside.
+
+    Both stand in one record: Flower fetches each record of a message on its own.
+    """
+    return RecordDict({DOCUMENT_RECORD: ConfigRecord({DOCUMENT_KEY: document, SEAL_KEY: seal.model_dump_json()})})
 
 
 def read_sealed(records: RecordDict) -> tuple[str, Signed]:
     """Return the document's text and its seal, whose signature is not checked here.
 
     Raises:
-        ReplyRefusedError: other records than these two, one too long or not of this kind.
+        ReplyRefusedError: anything beside these two, or one too long or not of this kind.
     """
-    texts = []
-    for name in (DOCUMENT_RECORD, SEAL_RECORD):
-        record = records.get(name)
-        text = record.get(DOCUMENT_KEY) if isinstance(record, ConfigRecord) and set(record) == {DOCUMENT_KEY} else None
-        if not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES or len(records) != 2:
-            raise ReplyRefusedError("The message does not hold exactly a document and its seal.")
-        texts.append(text)
+    record = records.get(DOCUMENT_RECORD)
+    texts = dict(record) if isinstance(record, ConfigRecord) and set(records) == {DOCUMENT_RECORD} else {}
+    document, seal = texts.get(DOCUMENT_KEY), texts.get(SEAL_KEY)
+    if len(texts) != 2 or not isinstance(document, str) or not isinstance(seal, str):
+        raise ReplyRefusedError("The message does not hold exactly a document and its seal.")
+    if max(len(document), len(seal)) > MAX_DOCUMENT_BYTES:
+        raise ReplyRefusedError("The message's document or seal is too long.")
     try:
-        return texts[0], Signed.model_validate_json(texts[1])
+        return document, Signed.model_validate_json(seal)
     except ValidationError as error:
         raise ReplyRefusedError("The message's seal is not of the agreed form.") from error
 

@@ -21,6 +21,7 @@ class ConnectionPool:
         self._connect, self._idle_seconds = connect, idle_seconds
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def take(self) -> http.client.HTTPConnection | None:
         """Return a kept connection that the server has not closed, or None."""
@@ -41,10 +42,11 @@ class ConnectionPool:
 
     def keep(self, connection: http.client.HTTPConnection) -> None:
         """Keep a connection whose last answer was read to its end; one that the server closes is dropped."""
-        if connection.sock is None:
-            return
         with self._lock:
-            self._idle.append((time.monotonic(), connection))
+            if not self._is_closed and connection.sock is not None:
+                self._idle.append((time.monotonic(), connection))
+                return
+        connection.close()
 
     def clear(self) -> None:
         """Close all kept connections."""
@@ -53,3 +55,9 @@ class ConnectionPool:
         for _, connection in idle:
             with contextlib.suppress(OSError):
                 connection.close()
+
+    def close(self) -> None:
+        """Close all kept connections, and keep none any more."""
+        with self._lock:
+            self._is_closed = True
+        self.clear()

@@ -11,6 +11,7 @@ from pydantic import Field
 from echofed.protocol.audit_log import LogHead
 from echofed.protocol.document import Document
 from echofed.protocol.errors import EchoFedError
+from echofed.protocol.membership import Time
 from echofed.protocol.messages import SiteName
 from echofed.protocol.models import Sha256
 
@@ -34,8 +35,8 @@ class InstructionSeal(Document):
     kind: Literal["train", "evaluate", "describe"]
     document: Sha256 = Field(description="of the instruction's JSON document.")
     parameters: Blob | None
-    issued_at: str = Field(description="UTC.")
-    expires_at: str = Field(description="UTC; refused after it.")
+    issued_at: Time
+    expires_at: Time = Field(description="refused after it.")
     log_head: LogHead = Field(description="how far the coordinator's audit log has got.")
 
 

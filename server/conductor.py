@@ -51,9 +51,10 @@ class _Running:
     metadata: dict[str, str]
     able: dict[str, bool] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    ask_again: dict[str, float] = field(default_factory=dict)
+    ask_again: dict[tuple[str, int], float] = field(default_factory=dict)
     waits: int = 0
     next_try: float = 0.0
+    nodes: dict[str, int] = field(default_factory=dict)
 
 
 class Conductor:
@@ -92,7 +93,11 @@ class Conductor:
         return read_control(self._folder, key).state
 
     def _is_due(self, key: str) -> bool:
-        return time.monotonic() >= self._study(key).next_try
+        running = self._study(key)
+        if time.monotonic() >= running.next_try:
+            return True
+        # A site that has come back since may be the one that was missing.
+        return any(node and node != running.nodes.get(site) for site, node in self._nodes(running).items())
 
     def _rounds(self, running: _Running) -> int:
         wanted, agreed = read_control(self._folder, running.study.hash).rounds, running.study.federation.rounds
@@ -116,12 +121,14 @@ class Conductor:
             delay = WAIT_SECONDS[min(running.waits, len(WAIT_SECONDS) - 1)]
             running.waits += 1
             running.next_try = time.monotonic() + delay
+            running.nodes = self._nodes(running)
             LOG.warning("Study %s waits %d s: %s", key[:12], delay, error.what)
             self._say(running, "waiting", error)
         except EchoFedError as error:
             LOG.error("Study %s: %s", key[:12], error)
             self._coordination.log.append("error", study=key, code=error.code, what=error.what)
             running.next_try = time.monotonic() + WAIT_SECONDS[-1]
+            running.nodes = self._nodes(running)
             self._say(running, "failed", error)
 
     def _leg(self, running: _Running, *, alone: bool) -> None:
@@ -176,18 +183,27 @@ class Conductor:
             described, failed = describe_sites(running.study, self._grid(running, unknown))
             running.able |= {reply.site: reply.can_train for reply in described.values()}
             running.reasons = {unknown[number - 1]: why for number, why in failed.items()}
-            running.ask_again |= dict.fromkeys(running.reasons, time.monotonic() + ASK_AGAIN_SECONDS)
+            nodes, later = self._nodes(running), time.monotonic() + ASK_AGAIN_SECONDS
+            running.ask_again = {(site, nodes[site]): later for site in running.reasons}
         approved = self._coordination.approved(running.study)
         cohort = [site for site in approved if running.able.get(site)]
         if len(cohort) < minimum:
+            # A site that says why cannot take part for now; one that did not answer is asked again at the next try.
+            said = {site for site, why in running.reasons.items() if why.startswith("[")}
+            running.ask_again = {place: at for place, at in running.ask_again.items() if place[0] in said}
             reasons = " ".join(f"{site}: {why}" for site, why in sorted(running.reasons.items()))
             raise SitesError(f"The study needs {minimum} sites; {len(cohort)} can train. {reasons}".rstrip())
         return cohort
 
     def _unknown(self, running: _Running, present: list[str]) -> list[str]:
-        """Return the sites that have not described themselves, and were not asked in vain a moment ago."""
-        now = time.monotonic()
-        return [site for site in present if site not in running.able and now >= running.ask_again.get(site, 0.0)]
+        """Return the sites that have not described themselves, and whose node was not asked in vain a moment ago."""
+        now, nodes = time.monotonic(), self._nodes(running)
+        unknown = [site for site in present if site not in running.able]
+        return [site for site in unknown if now >= running.ask_again.get((site, nodes.get(site, 0)), 0.0)]
+
+    def _nodes(self, running: _Running) -> dict[str, int]:
+        """Return the Flower node of each site that has approved the study, 0 if it has none."""
+        return {site: self._coordination.node_of(site)[0] for site in self._coordination.approved(running.study)}
 
     def _grid(self, running: _Running, sites: list[str]) -> SealedGrid:
         def stopped() -> None:

@@ -46,6 +46,7 @@ class Coordination:
         self._globals: deque[str] = deque(maxlen=GLOBALS_KEPT)
         self._nodes: dict[str, Node] = {}
         self._nodes_at = 0.0
+        self._logged_rounds: dict[str, int] = {}
 
     def approved(self, study: Study) -> list[str]:
         """Return the names of enrolled sites whose last word on a study is that they approve it, sorted."""
@@ -142,21 +143,18 @@ class Coordination:
         sites = sorted(site for site, one in record.sites.items() if one.trained)
         refused = [f"{site}: {why}" for site, why in sorted(record.refused.items())]
         self.log.append("round published", study=study_hash, round=record.round_number, sites=sites, refused=refused)
+        self._logged_rounds[study_hash] = record.round_number
 
     def note_unlogged_round(self, study: Study, folder: Path) -> None:
         """Log the last published round if the process was killed between its checkpoint and its entry in the log."""
         facts = read_facts(folder)
         if facts is None or not facts.round_number:
             return
-        last = max(
-            (
-                int(str(entry.facts["round"]))
-                for entry in self.log.entries()
-                if entry.event == "round published" and entry.facts.get("study") == study.hash
-            ),
-            default=0,
-        )
-        if last < facts.round_number:
+        if study.hash not in self._logged_rounds:
+            published = [entry.facts for entry in self.log.entries() if entry.event == "round published"]
+            rounds = [int(str(said["round"])) for said in published if said.get("study") == study.hash]
+            self._logged_rounds[study.hash] = max(rounds, default=0)
+        if self._logged_rounds[study.hash] < facts.round_number:
             self.note_round(study.hash, read_history(folder, facts.round_number)[-1])
 
     def _initial(self) -> set[str]:

@@ -43,13 +43,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from echofed.protocol.bells import last_ring, ring
+from echofed.protocol.bells import bell_of, last_ring, ring
 from echofed.protocol.bundle import bundle_hash, empty_bundle
 from echofed.protocol.errors import UnreachableError
-from echofed.server.gateway_fleet import REPLIED_BELL, SENT_BELL
+from echofed.server.gateway_fleet import REPLIED_BELL, SENT_BELLS
 
 LOG = logging.getLogger("echofed.server")
 HEARTBEAT_SECONDS = 10.0
+PARTS_SECONDS = 0.04
 LOOK_SECONDS = 1.0
 CLAIM_SECONDS = 20.0
 WHOLE_SECONDS = 60.0
@@ -72,7 +73,7 @@ class FlowerLink:
 
     def __init__(self, address: str, secret: bytes, folder: Path) -> None:
         self._address, self._secret = address, secret
-        self._sent, self._replied = folder / SENT_BELL, folder / REPLIED_BELL
+        self._sent, self._replied = folder / SENT_BELLS, folder / REPLIED_BELL
         self._heard, self._pulled_at = 0, 0.0
         self._stopped, self.lost = threading.Event(), threading.Event()
         try:
@@ -94,12 +95,18 @@ class FlowerLink:
         except FAILURES as error:
             self._failed(error)
             return None
-        ring(self._sent)
+        ring(bell_of(self._sent, message.metadata.dst_node_id))
         return pushed[0] if pushed else None
 
     def has_news(self) -> bool:
         """Return whether the gateway has passed on replies since the last `pull`; now and then also if it has not said so."""
-        return last_ring(self._replied) != self._heard or time.monotonic() - self._pulled_at > LOOK_SECONDS
+        if self._grid.coming:
+            return True
+        rung, now = last_ring(self._replied), time.monotonic()
+        # A reply comes in parts, each with a ring: the last is waited for.
+        return (
+            rung != self._heard and time.time() - rung / 1e9 > PARTS_SECONDS
+        ) or now - self._pulled_at > LOOK_SECONDS
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to some messages that have come."""
@@ -178,7 +185,7 @@ class _OneTryGrid(HttpGrid):
         ]
         self.runtime = RuntimeHttpClient.from_server_address(address, insecure, None, interceptors)
         self._client = self.runtime
-        self._coming: list[tuple[str, ObjectTree, float]] = []
+        self.coming: list[tuple[str, ObjectTree, float]] = []
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have come whole; of the others, SuperLink tells once only, and their parts are awaited.
@@ -186,23 +193,21 @@ class _OneTryGrid(HttpGrid):
         Flower's own waits up to two hours for the parts of one reply: a site that sends none would stop all others.
         """
         # SuperLink has told of these; asked again, it would say that it never knew them.
-        wanted = set(message_ids) - {reply_to for reply_to, _, _ in self._coming}
+        wanted = set(message_ids) - {reply_to for reply_to, _, _ in self.coming}
         answer = self.runtime.PullMessages(PullAppMessagesRequest(message_ids=sorted(wanted)))
         deadline = time.monotonic() + WHOLE_SECONDS
         reply_tos = (one.metadata.reply_to_message_id for one in answer.messages_list)
         told = zip(reply_tos, answer.message_object_trees, strict=True)
-        coming = [*self._coming, *((reply_to, tree, deadline) for reply_to, tree in told)]
-        self._coming, whole = [], []
+        coming = [*self.coming, *((reply_to, tree, deadline) for reply_to, tree in told)]
+        self.coming, whole = [], []
         for reply_to, tree, until in coming:
             try:
                 whole.append(self._inflated(tree))
-            except ObjectPullError as error:
+            except (ObjectPullError, httpx.HTTPError, RunNotRunningException) as error:
                 if time.monotonic() < until:
-                    self._coming.append((reply_to, tree, until))
+                    self.coming.append((reply_to, tree, until))
                 else:
                     LOG.warning("A reply never came whole: %s", error)
-            except FAILURES[:2]:
-                raise
             except Exception as error:  # it was written by whoever holds the site's machine
                 LOG.warning("A reply that is none: %r", error)
         return whole

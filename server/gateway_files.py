@@ -17,7 +17,8 @@ from echofed.protocol.errors import (
     TooLargeError,
     UnexpectedError,
 )
-from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection, RefusalError, Request
+from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection
+from echofed.protocol.http_head import RefusalError, Request
 from echofed.protocol.signing import Signed, read_signed
 from echofed.server.blobs import BlobStore
 from echofed.server.gateway_limits import Limits, Quota, check_length

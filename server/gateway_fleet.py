@@ -26,9 +26,10 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequ
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-from echofed.protocol.bells import last_ring, ring
+from echofed.protocol.bells import bell_of, last_ring, ring
 from echofed.protocol.errors import GatewayRefusedError, UnreachableError
-from echofed.protocol.http_connection import HttpConnection, RefusalError, Request
+from echofed.protocol.http_connection import HttpConnection
+from echofed.protocol.http_head import RefusalError, Request
 from echofed.protocol.http_pool import ConnectionPool
 from echofed.server.gateway_nodes import NodeBook
 
@@ -48,9 +49,9 @@ MESSAGES: dict[str, type[Message]] = {
     "confirm-message-received": ConfirmMessageReceivedRequest,
 }
 """What a site may ask of SuperLink, each under `PREFIX`."""
-SENT_BELL = Path("gateway", "sent")
+SENT_BELLS = Path("gateway", "sent")
 REPLIED_BELL = Path("gateway", "replied")
-"""Of the coordinator's folder: rung by the conductor when it has sent messages, by the gateway when replies have come."""
+"""Of the coordinator's folder: rung by the conductor when it has sent a node something, by the gateway for a reply."""
 LOOK_SECONDS = 0.02
 """Between two looks for a new message while a site waits."""
 ASK_SECONDS = 2.0
@@ -93,7 +94,8 @@ class Fleet:
     """
 
     def __init__(self, address: tuple[str, int], folder: Path, nodes: NodeBook, poll_seconds: float) -> None:
-        self._sent, self._replied = folder / SENT_BELL, folder / REPLIED_BELL
+        self._sent, self._replied = folder / SENT_BELLS, folder / REPLIED_BELL
+        self._sent.mkdir(mode=0o700, exist_ok=True)
         self._nodes, self._poll_seconds = nodes, poll_seconds
         self._pool = ConnectionPool(
             lambda: http.client.HTTPConnection(*address, timeout=UPSTREAM_SECONDS), UPSTREAM_IDLE_SECONDS
@@ -119,7 +121,8 @@ class Fleet:
         self._check(site, message, request.headers.get(_KEY_HEADER))
         headers = {header: value for header in _FORWARDED if (value := request.headers.get(header)) is not None}
         if name == "pull-messages":
-            return self._poll(request, body, headers, connection, check)
+            bell = bell_of(self._sent, _node_id(message))
+            return self._poll(request, body, headers, connection, check, bell)
         answer = self._ask(request.target, body, headers)
         self._note(site, message, answer)
         if name in ("push-messages", "push-object"):
@@ -128,7 +131,7 @@ class Fleet:
 
     def close(self) -> None:
         """Close the connections kept."""
-        self._pool.clear()
+        self._pool.close()
 
     def _check(self, site: str, message: Message, public_key: str | None) -> None:
         if isinstance(message, RegisterNodeFleetRequest | ActivateNodeRequest):
@@ -157,10 +160,11 @@ class Fleet:
         headers: Mapping[str, str],
         connection: HttpConnection,
         check: Callable[[], None],
+        bell: Path,
     ) -> Answer | None:
         deadline = time.monotonic() + min(self._poll_seconds, _wanted_wait(request))
         while True:
-            before = last_ring(self._sent)  # before asking: what is sent during the question is not missed
+            before = last_ring(bell)  # before asking: what is sent during the question is not missed
             asked_at = time.monotonic()
             answer = self._ask(request.target, body, headers)
             if answer.status != 200 or PullMessagesResponse.FromString(answer.body).messages_list:
@@ -173,7 +177,7 @@ class Fleet:
                 if connection.peer_is_gone():
                     return None
                 check()
-                if last_ring(self._sent) != before or now - asked_at >= ASK_SECONDS:
+                if last_ring(bell) != before or now - asked_at >= ASK_SECONDS:
                     break
 
     def _ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:

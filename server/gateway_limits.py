@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from echofed.protocol.audit_log import AuditLog, Event, Fact
 from echofed.protocol.errors import AuditLogError, GatewayRefusedError, TooLargeError
-from echofed.protocol.http_connection import Pace, RefusalError, Request
+from echofed.protocol.http_connection import Pace
+from echofed.protocol.http_head import RefusalError, Request
+from echofed.server.settings import ConsortiumSettings
 
 LOG = logging.getLogger("echofed.gateway")
 MAX_WAIT_SECONDS = 2.0
@@ -53,6 +55,25 @@ class Limits:
     uploads_per_site: int = 2
     poll_seconds: float = 20.0
     pace: Pace = field(default_factory=Pace)
+
+
+def limits_of(settings: ConsortiumSettings) -> Limits:
+    """Return the limits a coordinator has set."""
+    given = settings.limits
+    pace = Pace(
+        head_seconds=given.header_timeout_seconds,
+        grace_seconds=given.idle_body_timeout_seconds,
+        bytes_per_second=given.minimum_bytes_per_second,
+    )
+    return Limits(
+        connections_per_site=given.connections_per_site,
+        handshake_seconds=given.header_timeout_seconds,
+        requests_per_second=given.requests_per_second,
+        burst=max(1, round(10 * given.requests_per_second)),
+        fleet_bytes=given.message_bytes,
+        blob_bytes=given.blob_bytes,
+        pace=pace,
+    )
 
 
 def check_length(request: Request, limit: int) -> None:

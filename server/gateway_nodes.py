@@ -12,7 +12,7 @@ from pydantic import Field, RootModel, ValidationError
 from echofed.protocol.document import Document
 from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import GatewayRefusedError, StateFolderError
-from echofed.protocol.http_connection import RefusalError
+from echofed.protocol.http_head import RefusalError
 from echofed.protocol.messages import SiteName
 
 NODES_FILE = Path("gateway", "nodes.json")

@@ -19,7 +19,7 @@ from echofed.protocol.errors import (
     StateFolderError,
     TrustError,
 )
-from echofed.protocol.http_connection import RefusalError, Request
+from echofed.protocol.http_head import RefusalError, Request
 from echofed.protocol.key_files import find_passphrase, is_encrypted
 from echofed.server.roster import check_member, is_revoked
 

@@ -37,6 +37,8 @@ WAIT_SECONDS = 0.25
 POLL_SECONDS = 0.02
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 LOST_SECONDS = 15.0
+GONE_SECONDS = 20.0
+"""For which a site may be without a node before it counts as offline: its node may just be starting anew."""
 LATE_KEPT = 1000
 
 
@@ -110,6 +112,7 @@ class _Asked:
     digests: set[str] = field(default_factory=set)
     tries: int = 0
     next_try: float = 0.0
+    seen_at: float = field(default_factory=time.monotonic)
     answer: tuple[str, Blob | None] | Error | None = None
 
 
@@ -304,10 +307,12 @@ class SealedGrid(Grid):
         for one in asked:
             if one.answer is not None:
                 continue
-            _, silent = self._coordinator.node_of(one.site)
-            if time.monotonic() > one.deadline:
+            now, (_, silent) = time.monotonic(), self._coordinator.node_of(one.site)
+            if not silent:
+                one.seen_at = now
+            if now > one.deadline:
                 one.answer = Error(ErrorCode.MESSAGE_UNAVAILABLE, "It did not answer in time.")
-            elif silent:
+            elif now > one.seen_at + GONE_SECONDS:
                 one.answer = Error(ErrorCode.NODE_UNAVAILABLE, "It is offline.")
 
     def _finish(self, key: str) -> Message | None:

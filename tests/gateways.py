@@ -22,8 +22,8 @@ from echofed.client.identity import init_site, join
 from echofed.client.identity_files import Identity, load_identity
 from echofed.protocol.audit_log import open_audit_log
 from echofed.server.authority import init_consortium
-from echofed.server.gateway import Gateway, limits_of
-from echofed.server.gateway_limits import Limits
+from echofed.server.gateway_limits import Limits, limits_of
+from echofed.server.gateway_service import Gateway
 from echofed.server.members import enrol, invite
 from echofed.server.nginx import nginx_configuration
 from echofed.server.settings import load_settings
@@ -183,7 +183,7 @@ def read_answer(stream: socket.socket) -> Said:
 def short_limits(coordinator: Path) -> Limits:
     """Return the coordinator's limits, with waits that suit a test."""
     limits = limits_of(load_settings(coordinator))
-    pace = replace(limits.pace, idle_seconds=3.0)
+    pace = replace(limits.pace, idle_seconds=20.0)
     return replace(limits, strangers=24, strangers_per_address=12, poll_seconds=1.0, pace=pace)
 
 

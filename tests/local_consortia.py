@@ -122,7 +122,7 @@ class Intruder(FlowerLink):
 
     def __init__(self, coordinator: Path, bundle: bytes, task: str = TaskType.SERVER_APP) -> None:
         self._bundle, self._task = bundle, task
-        super().__init__(superlink_address(coordinator), (coordinator / "run" / "secret").read_bytes())
+        super().__init__(superlink_address(coordinator), (coordinator / "run" / "secret").read_bytes(), coordinator)
 
     def _start_run(self) -> int:
         interceptor = RuntimeVersionHttpInterceptor(component_name="flwr CLI")

@@ -66,7 +66,7 @@ class HostileAnswers(SealedAnswers):
         return self._forged(trick, opened.seal.round_number, document, signed)
 
     def _forged(self, trick: str, round_number: int, document: str, signed: Signed) -> Sealed:
-        key, said = self._identity().signing_key, ReplySeal.model_validate_json(signed.payload)
+        key, said = self._identity.signing_key, ReplySeal.model_validate_json(signed.payload)
         if trick == "foreign key":
             return document, sign(Ed25519PrivateKey.generate(), "reply", said)
         if change := SEAL_TRICKS.get(trick):
@@ -112,4 +112,4 @@ if __name__ == "__main__":
         site_processes.run_site(Path(sys.argv[2]))
     else:
         flower_executor.SealedAnswers = HostileAnswers
-        flower_executor.main(Path(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))
+        flower_executor.main(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

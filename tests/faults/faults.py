@@ -13,6 +13,8 @@ from tests.faults.relay import Mischief
 Act = Callable[[Harness, str], bool]
 """Does something to a consortium while a study, given by its hash, runs; False if it could not be done just now."""
 HOUR_SECONDS = 3600
+WINDOW_SECONDS = 8.0
+"""After a study's start, in which faults begin: about as long as an undisturbed one takes on an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -248,19 +250,18 @@ LOOPBACK_KINDS = KINDS[: KINDS.index("network cut")]
 """What can be done without networks, disks and clocks of their own."""
 
 
-def draw_faults(seed: int, window_seconds: float, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
+def draw_faults(seed: int, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
     """Return the faults of a scenario: one of the kind whose turn it is, often others with it, in the order they begin.
 
     Args:
         seed: of the scenario; the kinds take turns by it.
-        window_seconds: in which faults begin.
         kinds: to draw from.
     """
     rng = random.Random(seed)
     others = rng.choices(kinds, k=rng.choice((0, 0, 1, 1, 2)))
     faults = []
     for kind in (kinds[seed % len(kinds)], *others):
-        at = rng.uniform(0, window_seconds)
+        at = rng.uniform(0, WINDOW_SECONDS)
         what, lasts, begin, end = _DRAWS[kind](rng)
         faults.append(Fault(kind, what, at, lasts, begin, end))
     return sorted(faults, key=lambda fault: fault.at)

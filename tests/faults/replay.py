@@ -19,6 +19,8 @@ from echofed.server.studies import study_folder
 from echofed.strategies.aggregation import StreamingMean
 from echofed.strategies.server_optimizers import apply_update
 from tests.faults.harness import Harness
+from tests.faults.invariants import rounds_of
+from tests.faults.scenario import Ran
 
 TOLERANCE = 1e-7
 """The order in which replies are added may change the last bit of a float32."""
@@ -58,6 +60,25 @@ class Replay:
             data = open_site(self._template / "sites" / site)
             self._participations[site] = Participation(study, build_model(study), initial, metadata, data, None)
         return self._participations[site]
+
+
+def check_model(harness: Harness, ran: Ran, replay: Replay) -> str:
+    """Check the model a finished study ended in, add to its problems if it is another, and return what it was compared with.
+
+    Without privacy it is trained again, by the sites that replied in each round: for studies that need all sites, that is the
+    model of an undisturbed study. With privacy, whose noise cannot be drawn again, it is added up from the sites' updates.
+    """
+    rounds, model = rounds_of(harness, ran), published_model(harness, ran.study)
+    if ran.variant == "private":
+        expected, against = from_blobs(harness, ran.study, rounds), "the sum of its updates"
+        if expected is None:
+            return "nothing: an update is gone"
+    else:
+        folder = study_folder(harness.state("coordinator"), ran.study)
+        expected, against = replay.model(folder, rounds), "the same replies in one process"
+    if (off := difference(model, expected)) > TOLERANCE:
+        ran.problems.append(f"the model differs from {against}: {off:.2g}")
+    return against
 
 
 def from_blobs(harness: Harness, study_hash: str, rounds: Sequence[Round]) -> Parameters | None:

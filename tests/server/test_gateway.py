@@ -29,7 +29,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from echofed.client.link import Link
 from echofed.client.link_settings import LinkSettings
-from echofed.protocol.http_connection import RefusalError
+from echofed.protocol.http_head import RefusalError
 from echofed.server.authority import init_consortium
 from echofed.server.blobs import BlobStore
 from echofed.server.gateway_limits import MAX_WAIT_SECONDS, Notes, Quota, Rates

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -30,6 +31,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     declare_task()
     monkeypatch.setattr(sealed_grid, "RETRY_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(sealed_grid, "LOST_SECONDS", 0.004)
+    monkeypatch.setattr(sealed_grid, "GONE_SECONDS", 0.2)
     monkeypatch.setattr(sealed_grid, "POLL_SECONDS", 0.002)
 
 
@@ -205,6 +207,15 @@ def test_a_silent_site_does_not_hold_up_the_others() -> None:
     replies = ask(SealedGrid(office, lambda: network, SITES))
     assert [reply.has_error() for reply in replies] == [False, True, False]
     assert "offline" in (replies[1].error.reason or "")
+
+
+def test_a_site_whose_node_is_away_for_a_moment_is_waited_for() -> None:
+    office = Office()
+    network = Network(office, honest(office))
+    office.silent.add("north")
+    grid = SealedGrid(office, lambda: network, SITES, lambda: None)
+    threading.Timer(0.05, office.silent.clear).start()
+    assert not any(reply.has_error() for reply in ask(grid))
 
 
 def test_a_site_that_never_answers_ends_with_the_time_and_its_late_reply_is_dropped() -> None:

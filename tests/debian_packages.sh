@@ -1,0 +1,19 @@
+#!/bin/sh
+# The Debian packages that tests run against: nginx in front of the gateway, systemd's checks of units, another clock,
+# network namespaces. Installs what is missing; no service is started.
+set -eu
+missing=""
+for package in iproute2 nftables nginx-light systemd; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
+done
+[ -z "$missing" ] && exit 0
+[ "$(id -u)" = 0 ] || { echo "As root: apt-get install$missing" >&2; exit 1; }
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+apt-get update -qq
+# shellcheck disable=SC2086  # one word a package
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
