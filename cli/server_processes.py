@@ -16,7 +16,6 @@ from echofed.server.settings import load_settings
 LOG = logging.getLogger("echofed.supervisor")
 SUPERLINK = "from flwr.superlink.cli import flower_superlink; flower_superlink()"
 RENEWAL_SECONDS = 86400.0
-DATABASE_MAX_BYTES = 256 * 2**20
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -65,14 +64,10 @@ class _Renewal:
 
 
 def _programs(folder: Path, run: Path, port: int, secret: Path, unix_socket: Path | None) -> list[Program]:
-    database = folder / "superlink" / "superlink.sqlite"
-    database.parent.mkdir(exist_ok=True, mode=0o700)
-    # What is in flight can be sent again and nodes register anew, so a database that has grown is simply left behind.
-    if sum(path.stat().st_size for path in database.parent.glob("superlink.sqlite*")) > DATABASE_MAX_BYTES:
-        for path in database.parent.glob("superlink.sqlite*"):
-            path.unlink()
+    # In memory: what is in flight is sent again and nodes register anew, so nothing in a database would be worth its time on
+    # disk; it took three times the processor's, and its file grew for as long as it lived.
     superlink = [sys.executable, "-c", SUPERLINK, "--insecure", "--isolation", "process", "--host", "127.0.0.1"]
-    superlink += ["--port", str(port), "--database", str(database), "--superexec-auth-secret-file", str(secret)]
+    superlink += ["--port", str(port), "--superexec-auth-secret-file", str(secret)]
     superlink += ["--disable-runtime-dependency-installation"]
     address = f"127.0.0.1:{port}"
     gateway = [sys.executable, "-m", "echofed.server.gateway", str(folder), address]
