@@ -250,18 +250,19 @@ LOOPBACK_KINDS = KINDS[: KINDS.index("network cut")]
 """What can be done without networks, disks and clocks of their own."""
 
 
-def draw_faults(seed: int, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
+def draw_faults(seed: int, kinds: tuple[str, ...] = KINDS, window_seconds: float = WINDOW_SECONDS) -> list[Fault]:
     """Return the faults of a scenario: one of the kind whose turn it is, often others with it, in the order they begin.
 
     Args:
         seed: of the scenario; the kinds take turns by it.
         kinds: to draw from.
+        window_seconds: after the study's start, in which they begin.
     """
     rng = random.Random(seed)
     others = rng.choices(kinds, k=rng.choice((0, 0, 1, 1, 2)))
     faults = []
     for kind in (kinds[seed % len(kinds)], *others):
-        at = rng.uniform(0, WINDOW_SECONDS)
+        at = rng.uniform(0, window_seconds)
         what, lasts, begin, end = _DRAWS[kind](rng)
         faults.append(Fault(kind, what, at, lasts, begin, end))
     return sorted(faults, key=lambda fault: fault.at)

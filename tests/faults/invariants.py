@@ -7,20 +7,22 @@ from pathlib import Path
 
 from echofed.client.ledger import read_ledger
 from echofed.client.ledger_chain import Entry as LedgerEntry
+from echofed.client.ledger_chain import Purpose
 from echofed.client.policy import load_policy
 from echofed.protocol.audit_entries import Entry
 from echofed.protocol.audit_export import compare, export_of
 from echofed.protocol.audit_log import open_existing_log
 from echofed.protocol.errors import EchoFedError
+from echofed.protocol.study_file import load_study
+from echofed.protocol.study_folder import STUDY_FILE
 from echofed.server.blobs import INCOMING
 from echofed.server.checkpoint import read_checkpoint
 from echofed.server.history import Round, read_history
 from echofed.server.studies import study_folder
 from tests.faults.harness import SITES, Harness
 from tests.faults.scenario import Ran
-from tests.faults.studies import scenario_study
 
-PURPOSE = {"train": "training", "evaluate": "figures", "describe": "count"}
+PURPOSE: dict[str, Purpose] = {"train": "training", "evaluate": "figures", "describe": "count"}
 
 
 Spent = dict[tuple[str, str, int], str]
@@ -39,7 +41,7 @@ def check(harness: Harness, ran: Ran, expected: Spent | None = None) -> list[str
         logs = {party: _entries(harness.state(party)) for party in ("coordinator", *SITES)}
         ledgers = {site: _ledger(harness.state(site)) for site in SITES}
         folder = study_folder(harness.state("coordinator"), ran.study)
-        study = scenario_study(ran.variant)
+        study = load_study(folder / STUDY_FILE)
         return [
             *_logs_agree(harness),
             *_published_once(
@@ -54,8 +56,8 @@ def check(harness: Harness, ran: Ran, expected: Spent | None = None) -> list[str
 
 def rounds_of(harness: Harness, ran: Ran) -> list[Round]:
     """Return the published rounds of a finished study."""
-    rounds = scenario_study(ran.variant).federation.rounds
-    return read_history(study_folder(harness.state("coordinator"), ran.study), rounds)
+    folder = study_folder(harness.state("coordinator"), ran.study)
+    return read_history(folder, load_study(folder / STUDY_FILE).federation.rounds)
 
 
 def spent_in(harness: Harness, study: str) -> Spent:
@@ -154,11 +156,13 @@ def _is_release(entry: Entry, study: str) -> bool:
     return entry.facts["kind"] != "evaluate" or bool({"exact", "noisy"} & set(entry.facts["holds"] or ()))  # type: ignore[arg-type]
 
 
-def _place(entry: Entry) -> tuple[int, str]:
+def _place(entry: Entry) -> tuple[int, Purpose]:
     return int(str(entry.facts["round"])), PURPOSE[str(entry.facts["kind"])]
 
 
-def _spent_once(ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]], expected: Spent) -> Iterator[str]:
+def _spent_once(
+    ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]], expected: Spent | None
+) -> Iterator[str]:
     """Check that nothing was charged twice, and nothing otherwise than in an undisturbed study of the same kind."""
     spent = _spent(ledgers, ran.study)
     for site in SITES:
@@ -169,7 +173,7 @@ def _spent_once(ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ..
     known = spent if expected is None else expected
     if other := sorted(place for place, mechanism in spent.items() if known.get(place) != mechanism):
         yield f"charged otherwise than in an undisturbed study: {other}"
-    for record in read_history(folder, scenario_study(ran.variant).federation.rounds):
+    for record in read_history(folder, load_study(folder / STUDY_FILE).federation.rounds):
         trained = [site for site, one in record.sites.items() if one.trained]
         if unpaid := [site for site in trained if (site, "training", record.round_number) not in spent]:
             yield f"round {record.round_number}: {unpaid} took part and were not charged"

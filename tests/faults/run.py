@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -180,6 +181,7 @@ def main() -> int:
     if os.geteuid():
         print("This needs root: it makes network namespaces and small disks for the parties.", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is undone then, too
     started = time.monotonic()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="echofed-faults-"))
     folder.mkdir(parents=True, exist_ok=True)

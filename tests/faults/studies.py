@@ -22,20 +22,20 @@ _PARTS: dict[Variant, dict[str, Any]] = {
 }
 
 
-def scenario_study(variant: Variant, name: str = "A study under faults") -> Study:
+def scenario_study(variant: Variant, name: str, rounds: int = ROUNDS) -> Study:
     """Return a study; every patient is in every step unless it is private, so that training is the same each time."""
-    parts = {
+    parts: dict[str, Any] = {
         "title": name,
         "training": {"learning_rate": 0.05, "local_steps": 2, "sampling_probability": 1.0},
         "federation": _FEDERATION,
         "evaluation": {"minimum_patients": 1, "every_rounds": 2},
         **_PARTS[variant],
     }
-    return small_study(**parts)
+    return small_study(**{**parts, "federation": {**parts["federation"], "rounds": rounds}})
 
 
-def write_scenario_study(folder: Path, variant: Variant, name: str) -> tuple[Path, Path]:
+def write_scenario_study(folder: Path, variant: Variant, name: str, rounds: int = ROUNDS) -> tuple[Path, Path]:
     """Write a study and its initial parameters, the same for all of a variant, and return both paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_study(folder / "study.yaml", scenario_study(variant, name))
+    path = write_study(folder / "study.yaml", scenario_study(variant, name, rounds))
     return path, initialise_study(path, 0)
