@@ -27,7 +27,9 @@ State = Annotated[Path, typer.Option(help="the site's state folder; holds its re
 def register(
     data: Annotated[Path, typer.Argument(help="folder with index.csv and images", metavar="FOLDER")],
     state: State = Path("site"),
-    name: Annotated[str, typer.Option(help="the site's name, as the consortium knows it")] = "site",
+    name: Annotated[
+        str | None, typer.Option(help="the site's name; default: as it is enrolled or registered, else 'site'")
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="a column's name in the index, e.g. patient=PID or label=diagnosis; repeat")
     ] = None,
@@ -38,10 +40,17 @@ def register(
 
     from echofed.cli.columns import read_columns
     from echofed.cli.progress import progress_bars
+    from echofed.client.identity import known_name
     from echofed.client.settings import SiteSettings
     from echofed.client.site import create_site
     from echofed.protocol.errors import RegistrationError
 
+    known = known_name(state)
+    if name and known and name != known:
+        raise RegistrationError(
+            f"The site is enrolled as {known}, not as {name}.", f"Leave out --name, or write {known}."
+        )
+    name = name or known or "site"
     try:
         settings = SiteSettings(name=name, data_folder=data.absolute(), columns=read_columns(column or []))
     except ValidationError as error:

@@ -262,7 +262,8 @@ def _note_refused(signed: Signed, error: EchoFedError, log: AuditLog, received: 
 def _give(
     held: HeldStudy, decision: Decision, person: str, reason: str | None, member: Member, log: AuditLog
 ) -> Signed:
-    number = held.answers[-1].number + 1 if held.answers else 1
+    files = answer_files(held.folder)
+    number = int(files[-1].stem) + 1 if files else 1
     try:
         answer = Answer(
             consortium=member.consortium,

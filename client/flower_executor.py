@@ -52,12 +52,11 @@ from echofed.client.link import Link
 from echofed.client.link_settings import load_link_settings
 from echofed.client.policy import load_policy
 from echofed.client.sealed_answers import Opened, Reply, SealedAnswers
-from echofed.client.site import open_site
 from echofed.client.studies_sync import fetch_studies, send_answers
 from echofed.protocol.audit_log import AuditLog, open_audit_log
 from echofed.protocol.bells import last_ring
 from echofed.protocol.bundle import bundle_hash, empty_bundle
-from echofed.protocol.errors import EchoFedError, EnrolmentError, ForeignCodeError, UnexpectedError
+from echofed.protocol.errors import EchoFedError, ForeignCodeError, UnexpectedError
 from echofed.protocol.flower_records import (
     buffer_of,
     content_of,
@@ -269,8 +268,6 @@ def main(state_folder: Path, runtime_address: str, secret_file: Path) -> None:
     """Run the executor of a site until it is stopped, or until its certificate is renewed: it is then started anew."""
     identity = load_identity(state_folder)
     log = open_audit_log(state_folder, owner=identity.site)
-    if (registered := open_site(state_folder).name) != identity.site:
-        raise EnrolmentError(f"The data are registered as {registered}, the site is enrolled as {identity.site}.")
     link, renewed = Link(identity, load_link_settings(state_folder)), threading.Event()
     arguments = (state_folder, identity, log, link, renewed)
     threading.Thread(target=_keep_up_to_date, args=arguments, daemon=True).start()

@@ -23,7 +23,7 @@ from echofed.protocol.document import canonical_json
 from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import EchoFedError, NotApprovedError, SignatureError, StateFolderError
 from echofed.protocol.publication import Answer, Publication, Withdrawal, study_of
-from echofed.protocol.signing import MAX_SIGNED_BYTES, Purpose, Signed, read_signed, verify
+from echofed.protocol.signing import MAX_SIGNED_BYTES, Purpose, Signed, key_id, read_signed, verify
 from echofed.protocol.state_folder import read_limited
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import PARAMETERS_FILE, STUDY_FILE
@@ -155,7 +155,9 @@ def read_held_study(state_folder: Path, study_hash: str, member: Member) -> Held
         path = folder / WITHDRAWAL_FILE
         withdrawal = _read(path, member.coordinator_key, "withdrawn publication", Withdrawal)
         _check_place(withdrawal, study_hash, member)
-    answers = tuple(_answer(path, study_hash, member) for path in answer_files(folder))
+    # What the site said under an earlier enrolment, with another key, does not count: it must decide anew.
+    given = [_answer(path, study_hash, member) for path in answer_files(folder)]
+    answers = tuple(answer for answer in given if answer is not None) if given and given[-1] else ()
     last: State = answers[-1].decision if answers else "new"
     state: State = "withdrawn by the coordinator" if withdrawal else last
     return HeldStudy(study_hash, study, folder, state, publication, withdrawal, answers)
@@ -241,8 +243,12 @@ def _all(state_folder: Path, member: Member) -> Iterator[tuple[str, HeldStudy | 
             yield study_hash, error
 
 
-def _answer(path: Path, study_hash: str, member: Member) -> Answer:
-    answer = _read(path, member.signing_key.public_key(), "answer", Answer)
+def _answer(path: Path, study_hash: str, member: Member) -> Answer | None:
+    key = member.signing_key.public_key()
+    signed = read_signed(_bytes(path))
+    if signed.signer != key_id(key):
+        return None
+    answer = verify(signed, key, "answer", Answer)
     _check_place(answer, study_hash, member)
     if (answer.site, f"{answer.number:04d}.json") != (member.site, path.name):
         raise SignatureError(f"{path} is the answer of another site, or another of its answers.", "Put back the file.")

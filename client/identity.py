@@ -176,6 +176,13 @@ def join(
     return load_identity(state_folder, phrase)
 
 
+def known_name(state_folder: Path) -> str | None:
+    """Return the name under which a site is enrolled, None if it has not joined a consortium."""
+    if not (state_folder / IDENTITY / MEMBERSHIP).exists():
+        return None
+    return open_membership(read_membership(state_folder), None).site
+
+
 def renewal_due(membership: Membership, now: datetime) -> bool:
     """Return whether two thirds of a membership's life are over."""
     start, end = parse_time(membership.issued_at), parse_time(membership.expires_at)

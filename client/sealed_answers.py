@@ -104,7 +104,8 @@ class SealedAnswers:
             digest=digest(signed),
             bytes=seal.parameters.size if seal.parameters else 0,
         )
-        self._log.append("head received", **received_head("coordinator", seal.log_head, signed.signature))
+        coordinator = self._identity.membership.consortium_name  # as its log is called, so that the two can be compared
+        self._log.append("head received", **received_head(coordinator, seal.log_head, signed.signature))
         return Opened(seal, signed, folder, self._fetch(seal.parameters) if seal.parameters else b"")
 
     def answer(self, opened: Opened, make: Callable[[], Reply]) -> tuple[str, Signed]:

@@ -1,12 +1,15 @@
 """Keeps a site's studies and the coordinator's knowledge of its answers up to date; the hospital alone approves."""
 
+import logging
 from pathlib import Path
 
 from echofed.client.approvals import mark_sent, receive, unsent_answers
 from echofed.client.held_studies import Member, fetch_parameters, held_studies
 from echofed.client.link import Link
 from echofed.protocol.audit_log import AuditLog
-from echofed.protocol.errors import EchoFedError
+from echofed.protocol.errors import EchoFedError, TrustError
+
+LOG = logging.getLogger("echofed.client")
 
 
 def fetch_studies(
@@ -31,5 +34,8 @@ def send_answers(state_folder: Path, link: Link) -> None:
         LinkError: the coordinator cannot be reached.
     """
     for path, signed in unsent_answers(state_folder):
-        link.post_answer(signed)
+        try:
+            link.post_answer(signed)
+        except TrustError as error:  # it is of an earlier enrolment, or older than what the site has said since
+            LOG.warning("The coordinator does not take the answer %s: %s", path, error)
         mark_sent(path)

@@ -40,7 +40,7 @@ def explained(path: Path) -> Iterator[None]:
 
 def head_path(path: Path) -> Path:
     """Return where the head of the log in `path` is noted."""
-    return path.with_suffix(".head")
+    return path.parent.with_suffix(".head")
 
 
 def create_head(path: Path, head: LogHead) -> None:

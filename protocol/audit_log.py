@@ -1,6 +1,6 @@
 """A party's audit log: what it did and what it was told, on its own disk, each entry hashed with the one before it.
 
-`log/audit.sqlite` in the party's state folder holds the entries, `log/audit.head` how far they have got. An entry that is
+`log/audit.sqlite` in the party's state folder holds the entries, `log.head` beside it how far they have got. An entry that is
 edited, deleted, inserted or moved breaks the chain; a log that lost its last entries, or an old copy of it, is behind its head.
 Whoever owns the machine can rewrite both: that contradicts the heads which the other parties wrote into their own logs
 (`head received`), and `protocol/audit_export.py` finds it.

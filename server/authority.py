@@ -121,7 +121,7 @@ def init_consortium(
         for part in SUBFOLDERS:
             (folder / part).mkdir(mode=0o700, exist_ok=True)
         keys = folder / AUTHORITY
-        phrase = passphrase or _passphrase_of(keys)
+        phrase = passphrase or passphrase_of(folder)
         root = _root(keys, settings.name, phrase, moment)
         issuing = _issuing(keys, root, settings.name, phrase, moment)
         _signing(keys, root, settings.name, phrase, moment)
@@ -172,7 +172,7 @@ def open_authority(folder: Path, passphrase: str | None = None) -> Authority:
     """
     consortium = read_consortium(folder)
     path = folder / AUTHORITY / "issuing.key"
-    phrase = passphrase or _passphrase_of(path.parent)  # typed once, for both keys
+    phrase = passphrase or passphrase_of(folder)  # typed once, for both keys
     issuing_key = read_tls_key(path, phrase)
     _check_fits(issuing_key, consortium.issuing, path)
     return Authority(consortium, issuing_key, load_signing_key(folder, phrase))
@@ -233,9 +233,13 @@ def _settings(folder: Path, name: str, address: str) -> ConsortiumSettings:
     return settings
 
 
-def _passphrase_of(keys: Path) -> str | None:
-    """Return the passphrase of the keys that are there, None if they are not encrypted."""
-    found = next((path for path in sorted(keys.glob("*.key")) if is_encrypted(path)), None)
+def passphrase_of(folder: Path) -> str | None:
+    """Return the passphrase of a coordinator's keys, from the environment or typed; None if they are not encrypted.
+
+    Raises:
+        KeyFileError: it is needed and there is none.
+    """
+    found = next((path for path in sorted((folder / AUTHORITY).glob("*.key")) if is_encrypted(path)), None)
     return find_passphrase(found) if found else None
 
 

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from echofed.protocol.arrays import Parameters, encode_parameters
 from echofed.protocol.durable import replace_file
-from echofed.protocol.errors import EchoFedError, InterruptedRunError, SitesError, TooFewRepliesError, UnreachableError
+from echofed.protocol.errors import (
+    EchoFedError,
+    InterruptedRunError,
+    NoPatientsError,
+    SitesError,
+    TooFewRepliesError,
+    UnreachableError,
+)
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study import Study
 from echofed.protocol.study_folder import read_study_folder
@@ -37,6 +44,7 @@ ASK_AGAIN_SECONDS = 60.0
 """Before a site that could not describe itself is asked again: its hours may have begun, its data been put right."""
 WAIT_SECONDS = (5.0, 10.0, 30.0, 60.0, 300.0)
 """Before a round that had too few replies is tried again; a study is never given up for that."""
+CANNOT_TRAIN = f"[{NoPatientsError.code}] It has too few usable patients."
 BEST_MODEL_FILE = "model-best.safetensors"
 LAST_MODEL_FILE = "model-last.safetensors"
 
@@ -71,14 +79,12 @@ class Conductor:
         self._coordination = Coordination(folder)
         self._link: FlowerLink | None = None
         self._running: dict[str, _Running] = {}
+        self._damaged: dict[str, str] = {}
 
     def run(self) -> None:
         """Conduct until the process is told to stop."""
         while True:
-            wanted = [key for key in published_studies(self._folder) if self._wanted(key) == "running"]
-            for key in [key for key in self._running if key not in wanted]:
-                self._say(self._running.pop(key), self._wanted(key))
-            due = [key for key in wanted if self._is_due(key)]
+            due = self._due()
             for key in due:
                 self._conduct(key, alone=len(due) == 1)
             if not due:
@@ -91,6 +97,24 @@ class Conductor:
 
     def _wanted(self, key: str) -> str:
         return read_control(self._folder, key).state
+
+    def _due(self) -> list[str]:
+        """Return the studies whose turn it is, and let go of those that are not to run; a damaged one holds up no other."""
+        due, published = [], published_studies(self._folder)
+        for key in sorted({*published, *self._running}):
+            try:
+                wanted = self._wanted(key) if key in published else "stopped"
+                if wanted == "running" and self._is_due(key):
+                    due.append(key)
+                elif wanted != "running" and key in self._running:
+                    self._say(self._running.pop(key), wanted)
+                self._damaged.pop(key, None)
+            except EchoFedError as error:
+                if self._damaged.get(key) != error.what:
+                    self._damaged[key] = error.what
+                    LOG.error("Study %s: %s", key[:12], error)
+                    self._coordination.log.append("error", study=key, code=error.code, what=error.what)
+        return due
 
     def _is_due(self, key: str) -> bool:
         running = self._study(key)
@@ -181,8 +205,9 @@ class Conductor:
             )
         if unknown := self._unknown(running, present):
             described, failed = describe_sites(running.study, self._grid(running, unknown))
-            running.able |= {reply.site: reply.can_train for reply in described.values()}
-            running.reasons = {unknown[number - 1]: why for number, why in failed.items()}
+            running.able |= {reply.site: True for reply in described.values() if reply.can_train}
+            unable = {reply.site: CANNOT_TRAIN for reply in described.values() if not reply.can_train}
+            running.reasons = {unknown[number - 1]: why for number, why in failed.items()} | unable
             nodes, later = self._nodes(running), time.monotonic() + ASK_AGAIN_SECONDS
             running.ask_again = {(site, nodes[site]): later for site in running.reasons}
         approved = self._coordination.approved(running.study)
@@ -236,17 +261,17 @@ class Conductor:
         waiting: list[str] | None = None,
         record: Round | None = None,
     ) -> None:
-        status = StudyStatus(
-            state=state,
-            round_number=record.round_number if record else _round_of(running),
-            rounds=self._rounds(running),
-            waiting_for=tuple(waiting or ()),
-            error=str(error) if error else None,
-            updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
         try:
+            status = StudyStatus(
+                state=state,
+                round_number=record.round_number if record else _round_of(running),
+                rounds=self._rounds(running),
+                waiting_for=tuple(waiting or ()),
+                error=str(error) if error else None,
+                updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
             write_status(running.folder, status)
-        except OSError as problem:  # informs people only: a full disk is said where it matters
+        except (OSError, EchoFedError) as problem:  # informs people only: what is wrong is said where it matters
             LOG.warning("The status cannot be written: %s", problem)
 
 

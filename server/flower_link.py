@@ -31,7 +31,11 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -94,6 +98,9 @@ class FlowerLink:
             pushed = list(self._grid.push_messages([message]))
         except FAILURES as error:
             self._failed(error)
+            return None
+        except ObjectPushError as error:  # the request came twice, and SuperLink takes the parts of the later one only
+            LOG.info("SuperLink: %s", error)
             return None
         ring(bell_of(self._sent, message.metadata.dst_node_id))
         return pushed[0] if pushed else None

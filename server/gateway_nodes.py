@@ -84,11 +84,14 @@ class NodeBook:
             public_key: in the header, base64.
 
         Raises:
-            RefusalError: 403, the node is not this site's, or not any more.
+            RefusalError: 401, the site has no node, upon which SuperNode ends and starts anew; 403, the node is not this
+                site's, or not any more.
         """
         with self._lock:
             node = self._nodes.get(site)
-        if node is None or node.node_id != node_id:
+        if node is None:
+            raise RefusalError(401, GatewayRefusedError("The site has no node yet.", "A node that starts registers."))
+        if node.node_id != node_id:
             remedy = "If this site runs on two machines, stop one of them; a node that was replaced registers again."
             raise RefusalError(403, GatewayRefusedError("The node is not this site's.", remedy))
         if public_key != node.public_key:

@@ -158,7 +158,7 @@ def receive_answer(folder: Path, site: str, signed: Signed) -> Answer:
         raise SignatureError("The answer is for other initial parameters than the study is published with.")
     path = held.folder / ANSWERS_FOLDER / f"{site}.json"
     with locked(held.folder.parent):
-        last = _answer(folder, path, site, answer.study_hash) if path.exists() else None
+        last = answers(folder, answer.study_hash).get(site)
         if last == answer:
             return answer
         if last is not None and answer.decision == "approved" and answer.number <= last.number:

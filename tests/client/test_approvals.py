@@ -261,6 +261,16 @@ def test_a_comment_more_is_another_text(state: Path, log: AuditLog, held: StudyF
     may_not_run(state, held, SignatureError, "is not the text that was published")
 
 
+def test_a_site_enrolled_anew_with_another_key_decides_anew(state: Path, log: AuditLog, held: StudyFiles) -> None:
+    yes(state, log, held)
+    anew = Hospital()
+    assert read_held_study(state, held.study.hash, anew).state == "new"
+    approve(state, held.study.hash, "Dr A. Martin", member=anew, log=log)
+    assert approved_folder(state, held.study.hash, anew).name == held.study.hash
+    answers = read_held_study(state, held.study.hash, anew).answers
+    assert [answer.number for answer in answers] == [2]
+
+
 def test_an_approval_of_another_is_none(state: Path, log: AuditLog, held: StudyFiles, tmp_path: Path) -> None:
     other = write_study_files(tmp_path / "other", "other")
     take(state, log, other)
@@ -274,7 +284,7 @@ def test_an_approval_of_another_is_none(state: Path, log: AuditLog, held: StudyF
     may_not_run(state, held, SignatureError, "another of its answers")
     (answers / "0002.json").unlink()
     approved_folder(state, held.study.hash, NORTH)
-    with pytest.raises(SignatureError):  # another site's keys
+    with pytest.raises(NotApprovedError):  # another site's keys
         approved_folder(state, held.study.hash, Hospital())
     with pytest.raises(SignatureError, match="another consortium"):
         approved_folder(state, held.study.hash, Hospital(consortium="d" * 64, signing_key=NORTH.signing_key))

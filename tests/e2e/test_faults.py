@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from echofed.server.studies import study_folder
+from tests.faults import invariants
 from tests.faults.faults import LOOPBACK_KINDS, draw_faults
-from tests.faults.harness import Harness
+from tests.faults.harness import PARTIES, SITES, Harness
 from tests.faults.invariants import check
-from tests.faults.replay import Replay, check_model
-from tests.faults.scenario import run_study
+from tests.faults.replay import TOLERANCE, Replay, check_model, difference
+from tests.faults.scenario import Ran, run_study
 from tests.faults.studies import Variant, write_scenario_study
 
 SCENARIOS: dict[int, Variant] = {
@@ -61,3 +63,28 @@ def test_a_study_survives_whatever_strikes_it(
     ran.problems += check(harness, ran)
     check_model(harness, ran, replay)
     assert not ran.problems
+
+
+def test_the_checks_see_what_must_not_be(harness: Harness, studies: dict[int, str], replay: Replay) -> None:
+    study = studies[next(seed for seed, variant in SCENARIOS.items() if variant == "all sites")]
+    folder = study_folder(harness.state("coordinator"), study)
+    logs = {party: invariants.entries_of(harness.state(party)) for party in PARTIES}
+    ledgers = {site: invariants.ledger_of(harness.state(site)) for site in SITES}
+    published = [entry for entry in logs["coordinator"] if entry.event == "round published"]
+    twice = [*logs["coordinator"], next(entry for entry in published if entry.facts["study"] == study)]
+    assert list(invariants.published_once(study, folder, logs["coordinator"])) == []
+    assert "rounds published" in next(invariants.published_once(study, folder, twice))
+    assert "needed" in next(invariants.published_once(study, folder, logs["coordinator"], minimum=4))
+    assert list(invariants.paid_for(harness, study, logs, ledgers)) == []
+    unpaid = ledgers | {"west": tuple(e for e in ledgers["west"] if e.study_hash != study or e.purpose != "training")}
+    assert "not in its ledger" in next(invariants.paid_for(harness, study, logs, unpaid))
+    late = ledgers | {"west": tuple(e.model_copy(update={"number": e.number + 99}) for e in ledgers["west"])}
+    assert "before its ledger" in next(invariants.paid_for(harness, study, logs, late))
+    silent = logs | {"west": [entry for entry in logs["west"] if entry.event != "reply"]}
+    assert "not in the site's log" in next(invariants.paid_for(harness, study, silent, ledgers))
+    charged = ledgers | {"west": (*ledgers["west"], ledgers["west"][-1])}
+    ran = Ran(ledgers["west"][-1].study_hash, "all sites")
+    assert "charged twice" in next(invariants.spent_once(ran, folder, charged, None))
+    rounds = invariants.rounds_of(harness, Ran(study, "all sites"))
+    fewer = [one.model_copy(update={"sites": {"west": one.sites["west"]}}) for one in rounds]
+    assert difference(replay.model(folder, rounds), replay.model(folder, fewer)) > TOLERANCE

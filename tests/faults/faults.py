@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from echofed.server.gateway_nodes import NODES_FILE
 from echofed.server.studies import WantedState, read_control, write_control
 from tests.faults.harness import SITES, Harness
 from tests.faults.network import CUT, FAIR, Weather
@@ -80,15 +81,15 @@ def _restarted(rng: random.Random) -> tuple[str, float, Act, Act]:
     return f"{party}'s {process}", 0.0, lambda here, study: here.send(party, process, signal.SIGTERM), _nothing
 
 
-def _database_deleted(rng: random.Random) -> tuple[str, float, Act, Act]:
+def _nodes_lost(rng: random.Random) -> tuple[str, float, Act, Act]:
     def begin(here: Harness, study: str) -> bool:
         if not here.send("coordinator", "superlink", signal.SIGKILL):
             return False
-        for path in (here.state("coordinator") / "superlink").glob("superlink.sqlite*"):
-            path.unlink(missing_ok=True)
+        here.send("coordinator", "gateway", signal.SIGKILL)
+        (here.state("coordinator") / NODES_FILE).unlink(missing_ok=True)
         return True
 
-    return "SuperLink's", 0.0, begin, _nothing
+    return "the coordinator's", 0.0, begin, _nothing
 
 
 def _cut(rng: random.Random) -> tuple[str, float, Act, Act]:
@@ -236,7 +237,7 @@ _DRAWS: dict[str, Callable[[random.Random], tuple[str, float, Act, Act]]] = {
     "site's supervisor killed": _killed(None, "supervisor"),
     "process stopped for seconds": _stopped,
     "process or party restarted": _restarted,
-    "SuperLink's database deleted": _database_deleted,
+    "SuperLink and the list of nodes lost": _nodes_lost,
     "study paused and resumed": _paused,
     "network cut": _cut,
     "half-open connections": _half_open,

@@ -38,17 +38,14 @@ def check(harness: Harness, ran: Ran, expected: Spent | None = None) -> list[str
         expected: what sites were charged in a study of the same kind that nothing struck, if one was run.
     """
     try:
-        logs = {party: _entries(harness.state(party)) for party in ("coordinator", *SITES)}
-        ledgers = {site: _ledger(harness.state(site)) for site in SITES}
+        logs = {party: entries_of(harness.state(party)) for party in ("coordinator", *SITES)}
+        ledgers = {site: ledger_of(harness.state(site)) for site in SITES}
         folder = study_folder(harness.state("coordinator"), ran.study)
-        study = load_study(folder / STUDY_FILE)
         return [
             *_logs_agree(harness),
-            *_published_once(
-                ran.study, folder, logs["coordinator"], study.federation.rounds, study.federation.minimum_replies
-            ),
-            *_paid_for(harness, ran.study, logs, ledgers),
-            *_spent_once(ran, folder, ledgers, expected),
+            *published_once(ran.study, folder, logs["coordinator"]),
+            *paid_for(harness, ran.study, logs, ledgers),
+            *spent_once(ran, folder, ledgers, expected),
         ]
     except EchoFedError as error:
         return [f"{type(error).__name__}: {error}"]
@@ -62,7 +59,7 @@ def rounds_of(harness: Harness, ran: Ran) -> list[Round]:
 
 def spent_in(harness: Harness, study: str) -> Spent:
     """Return what sites were charged in a study, from their ledgers."""
-    return _spent({site: _ledger(harness.state(site)) for site in SITES}, study)
+    return _spent({site: ledger_of(harness.state(site)) for site in SITES}, study)
 
 
 def _spent(ledgers: dict[str, tuple[LedgerEntry, ...]], study: str) -> Spent:
@@ -74,13 +71,15 @@ def _spent(ledgers: dict[str, tuple[LedgerEntry, ...]], study: str) -> Spent:
     }
 
 
-def _entries(state: Path) -> list[Entry]:
+def entries_of(state: Path) -> list[Entry]:
+    """Return the entries of a party's audit log, after checking it."""
     with open_existing_log(state) as log:
         log.verify()
         return list(log.entries())
 
 
-def _ledger(state: Path) -> tuple[LedgerEntry, ...]:
+def ledger_of(state: Path) -> tuple[LedgerEntry, ...]:
+    """Return the entries of a site's ledger, after checking it."""
     chain = read_ledger(state, load_policy(state))
     return chain.entries if chain else ()
 
@@ -91,10 +90,15 @@ def _logs_agree(harness: Harness) -> Iterator[str]:
     for site in SITES:
         with open_existing_log(harness.state(site)) as log:
             found = compare(coordinator, export_of(log))
+        if not found.compared:
+            yield f"{site} and the coordinator have exchanged no head of their logs"
         yield from (f"logs of {site} and the coordinator: {said}" for said in found.contradictions)
 
 
-def _published_once(study: str, folder: Path, log: list[Entry], rounds: int, minimum: int) -> Iterator[str]:
+def published_once(study: str, folder: Path, log: list[Entry], minimum: int | None = None) -> Iterator[str]:
+    """Check that the coordinator's log, history and checkpoint hold every round once, with enough replies it accepted."""
+    federation = load_study(folder / STUDY_FILE).federation
+    rounds, minimum = federation.rounds, minimum or federation.minimum_replies
     published = [entry for entry in log if entry.event == "round published" and entry.facts["study"] == study]
     numbers = [entry.facts["round"] for entry in published]
     if numbers != list(range(1, rounds + 1)):
@@ -122,7 +126,7 @@ def _published_once(study: str, folder: Path, log: list[Entry], rounds: int, min
         yield f"the checkpoint's last round is of {checkpoint.replied}"
 
 
-def _paid_for(
+def paid_for(
     harness: Harness, study: str, logs: dict[str, list[Entry]], ledgers: dict[str, tuple[LedgerEntry, ...]]
 ) -> Iterator[str]:
     """Check that nothing is out without its entry in the ledger and in the site's own log."""
@@ -160,7 +164,7 @@ def _place(entry: Entry) -> tuple[int, Purpose]:
     return int(str(entry.facts["round"])), PURPOSE[str(entry.facts["kind"])]
 
 
-def _spent_once(
+def spent_once(
     ran: Ran, folder: Path, ledgers: dict[str, tuple[LedgerEntry, ...]], expected: Spent | None
 ) -> Iterator[str]:
     """Check that nothing was charged twice, and nothing otherwise than in an undisturbed study of the same kind."""

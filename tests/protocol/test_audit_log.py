@@ -88,7 +88,7 @@ def rewrite(folder: Path, change: Callable[[list[Entry]], list[Entry]]) -> None:
             database.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, previous))
         database.commit()
     head = LogHead(log_id=log_id, entries=len(changed), hash=previous)
-    (folder / AUDIT_LOG_PATH).with_suffix(".head").write_text(head.model_dump_json().ljust(511) + "\n")
+    (folder / "log.head").write_text(head.model_dump_json().ljust(511) + "\n")
 
 
 def test_an_entry_says_all_and_is_on_disk_when_append_returns(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_an_entry_says_all_and_is_on_disk_when_append_returns(tmp_path: Path) ->
     assert first.written_at == "2030-01-02T03:04:05+00:00"
     assert first.facts == {"study": "a" * 64, "person": "Dr A. Martin", "reason": None}
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o700
-    for name in (NAME, "audit.head"):
-        assert (tmp_path / "log" / name).stat().st_mode & 0o777 == 0o600
+    for path in (tmp_path / "log" / NAME, tmp_path / "log.head"):
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_hash_of_an_entry_is_as_agreed() -> None:
@@ -199,25 +199,30 @@ def test_a_log_that_is_gone_is_not_begun_anew(state: Path) -> None:
 
 
 def test_a_head_that_is_gone_damaged_or_anothers(state: Path, tmp_path: Path) -> None:
-    head = state / "log" / "audit.head"
+    head = state / "log.head"
     kept = head.read_bytes()
     head.unlink()
-    refused(state, "audit.head is gone")
+    refused(state, "log.head is gone")
     for damaged in (b"", b"{}", b"\xff" * 512, kept[:40]):
         head.write_bytes(damaged)
-        refused(state, "audit.head is damaged")
+        refused(state, "log.head is damaged")
     (tmp_path / "other").mkdir()
     with opened(tmp_path / "other") as log:
         log.append("started")
-    shutil.copy(tmp_path / "other" / "log" / "audit.head", head)
+    shutil.copy(tmp_path / "other" / "log.head", head)
     refused(state, "belongs to another log")
     head.write_bytes(kept)
     with opened(state) as log:
         assert log.verify().entries == 5
 
 
+def test_a_log_whose_whole_folder_is_gone_is_missed(state: Path) -> None:
+    shutil.rmtree(state / "log")
+    refused(state, "is gone")
+
+
 def test_a_head_left_behind_by_a_crash_is_mended(state: Path) -> None:
-    head = state / "log" / "audit.head"
+    head = state / "log.head"
     old = head.read_bytes()
     with opened(state) as log:
         log.append("started")
@@ -231,7 +236,7 @@ def test_a_head_left_behind_by_a_crash_is_mended(state: Path) -> None:
 def test_a_creation_cut_short_is_finished(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
-    (tmp_path / "log" / "audit.head").unlink()  # killed between the two files
+    (tmp_path / "log.head").unlink()  # killed between the two files
     (tmp_path / "log" / "audit.partial").write_bytes(b"half")
     with opened(tmp_path) as log:
         log.append("started")
@@ -404,6 +409,7 @@ def test_entries_cut_off_with_the_head_contradict_the_peers(tmp_path: Path) -> N
 def test_a_log_begun_anew_contradicts_the_peers(tmp_path: Path) -> None:
     site, server = exchanged(tmp_path)
     shutil.rmtree(site / "log")
+    (site / "log.head").unlink()
     with opened(site) as log:
         log.append("started")
     count, sentences = compared(site, server, tmp_path)
