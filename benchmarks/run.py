@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 MODULES = (
+    "round_overhead",
+    "gateway_copy",
     "coordinator_memory",
     "private_step",
     "simulation_speed",

@@ -227,13 +227,13 @@ def refusals(field: Field, after: int) -> list[str]:
 def attacks(field: Field, other: Ed25519PrivateKey) -> list[tuple[str, RecordDict, str, str]]:
     """Return what is sent to north: name, content, type of message, and the code it is to be refused with."""
     coordinator = field.consortium.coordinator
-    past = datetime.now(UTC) - timedelta(minutes=30)
+    past, later = (f"{datetime.now(UTC) - timedelta(minutes=ago):%Y-%m-%dT%H:%M:%S}+00:00" for ago in (30, 25))
     document, seal = field.instruction()
     signed = sign(field.coordinator_key, "instruction", seal)
     altered = coordinator / "blobs" / "published" / hashlib.sha256(b"the parameters").hexdigest()
     altered.write_bytes(b"The parameters")
     member = load_identity(field.consortium.sites["south"]).signing_key
-    times = {"issued_at": past.isoformat(), "expires_at": (past + timedelta(minutes=5)).isoformat()}
+    times = {"issued_at": past, "expires_at": later}
     round_3 = {"round_number": 3, "parameters": Blob(sha256=altered.name, size=14)}
     near = f"{field.target[:-1]}{_next(field.target)}"
     return [

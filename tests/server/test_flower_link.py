@@ -1,7 +1,5 @@
 """The coordinator's end of Flower, against a real SuperLink and a node that need not be honest."""
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,17 +10,16 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.common.serde import message_to_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from echofed.cli.server_processes import SUPERLINK
 from echofed.protocol.errors import UnreachableError
 from echofed.server.flower_link import FlowerLink
-from echofed.simulations.identity import declare_task
 from tests.gateways import free_port, listens, running, wait_for
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -35,7 +32,6 @@ class Flower:
     Args:
         folder: the coordinator's.
         address: of SuperLink.
-        process_id: its own.
         node: id.
         receive: returns the next message, None if there is none.
         send: sends a reply, without its parts.
@@ -45,7 +41,6 @@ class Flower:
 
     folder: Path
     address: str
-    process_id: int
     node: int
     receive: Callable[[], Any]
     send: Callable[..., Any]
@@ -64,10 +59,11 @@ class Flower:
         self.confirm(message.metadata.run_id, message.metadata.message_id)
         return message
 
-    def reply(self, to: Message, text: str, parts: int | None = None, garbage: bool = False) -> Callable[[], None]:
+    def reply(self, to: Message, text: str, parts: int | None = None) -> Callable[[], None]:
         """Reply with some of the message's parts, all if not said; returns what sends the others."""
-        declare_task(self.node)
+        coordinator, TaskIdentity.node_id = TaskIdentity.node_id, self.node
         message = Message(RecordDict({"said": ConfigRecord({"text": text})}), reply_to=to)
+        TaskIdentity.node_id = coordinator
         message.metadata.__dict__["_run_id"] = to.metadata.run_id
         message.metadata.__dict__["_message_id"] = message.object_id
         with no_object_id_recompute():
@@ -77,7 +73,7 @@ class Flower:
         run_id = to.metadata.run_id
         first = contents if parts is None else contents[:parts]
         for key, content in first:
-            self.push_object(run_id, session, key, b"garbage" if garbage else content)
+            self.push_object(run_id, session, key, content)
 
         def rest() -> None:
             for key, content in contents[len(first) :]:
@@ -99,7 +95,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
         wait_for(lambda: process.poll() is not None or listens(port), 60)
         address = f"127.0.0.1:{port}"
         with http_request_response(address, True) as (node, receive, send, _, _, _, push_object, confirm):
-            yield Flower(folder, address, process.pid, node, receive, send, push_object, confirm)
+            yield Flower(folder, address, node, receive, send, push_object, confirm)
 
 
 @contextmanager
@@ -192,18 +188,6 @@ def test_a_run_somebody_stopped_is_noticed(flower: Flower) -> None:
         assert text_of(pulled(link, [key])[0]) == "again"
 
 
-def test_a_silent_superlink_is_said_and_not_waited_for_long(flower: Flower, tmp_path: Path) -> None:
+def test_a_superlink_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="does not answer"):
         FlowerLink(f"127.0.0.1:{free_port()}", SECRET, tmp_path)
-    with opened(flower) as link:
-        key = ask(flower, link)
-        os.kill(flower.process_id, signal.SIGSTOP)
-        try:
-            start = time.monotonic()
-            assert link.pull([key]) == []
-            assert time.monotonic() - start < 60
-        finally:
-            os.kill(flower.process_id, signal.SIGCONT)
-        assert not link.lost.is_set()
-        flower.reply(flower.take(), "awake")
-        assert text_of(pulled(link, [key])[0]) == "awake"
