@@ -25,7 +25,7 @@ from echofed.protocol.errors import PortInUseError, RunError, StateFolderError
 LOG = logging.getLogger("echofed.supervisor")
 DELAYS_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 """Before a process is started again; from the beginning once it has lived for STEADY_SECONDS."""
-STEADY_SECONDS = 60.0
+STEADY_SECONDS = 20.0
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.1
@@ -66,6 +66,7 @@ class Supervisor:
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._due: dict[str, float] = {}
+        self._anew: set[str] = set()
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -106,12 +107,16 @@ class Supervisor:
         del self._running[program.name]
         steady = time.monotonic() - self._started[program.name] > STEADY_SECONDS
         failures = 0 if steady else self._failures.get(program.name, 0)
-        delay = DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]
-        self._failures[program.name] = failures + 1
+        if program.name in self._anew:  # it did not fail
+            self._anew.remove(program.name)
+            self._failures[program.name], delay = failures, DELAYS_SECONDS[0]
+        else:
+            self._failures[program.name], delay = failures + 1, DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]
         self._due[program.name] = time.monotonic() + delay
         LOG.warning("The %s has ended (%s); it starts again in %.1f s.", program.name, status, delay)
         for name in program.ends_with:
             if other := self._running.get(name):
+                self._anew.add(name)
                 other.terminate()
         self._note()
 

@@ -133,7 +133,10 @@ class Executor:
                     time.sleep(1.0)
                     continue
                 if claimed.token:
-                    self._work(claimed.token)
+                    try:
+                        self._work(claimed.token)
+                    except httpx.ConnectError:  # SuperNode has ended: nothing waits for the answer any more
+                        LOG.warning("SuperNode has ended, and a task with it.")
                 else:
                     self._wait(bell)
 

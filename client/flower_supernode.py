@@ -8,7 +8,9 @@ settings; what the bundle is, the executor checks. It also waits two hours for t
 seconds between two looks at what is about to be there.
 """
 
+import os
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +55,15 @@ def main() -> None:
     for name, change in CHANGES.items():
         getattr(start_client_internal, name)
         setattr(start_client_internal, name, change)
-    flower_supernode()
+    try:
+        flower_supernode()
+    except SystemExit:
+        raise
+    except BaseException:
+        # SuperLink forgot the node: two threads notice and interrupt the process twice, the second time while it ends. Its
+        # server's thread would keep it alive, deaf; ended for good, it is started anew.
+        traceback.print_exc()
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ LOG = logging.getLogger("echofed.server")
 IDLE_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 60.0
 """Before a site that could not describe itself is asked again: its hours may have begun, its data been put right."""
-WAIT_SECONDS = (5.0, 10.0, 30.0, 60.0, 300.0)
-"""Before a round that had too few replies is tried again; a study is never given up for that."""
+WAIT_SECONDS = (5.0, 10.0, 30.0, 60.0)
+"""Before a study that could not go on is tried again: sites come back, disks are freed. None is ever given up."""
 CANNOT_TRAIN = f"[{NoPatientsError.code}] It has too few usable patients."
 BEST_MODEL_FILE = "model-best.safetensors"
 LAST_MODEL_FILE = "model-last.safetensors"
@@ -142,18 +142,20 @@ class Conductor:
         except InterruptedRunError:
             LOG.info("Study %s: %s", key[:12], "stopped in the middle of a round; the round is dropped")
         except (SitesError, TooFewRepliesError, UnreachableError) as error:
-            delay = WAIT_SECONDS[min(running.waits, len(WAIT_SECONDS) - 1)]
-            running.waits += 1
-            running.next_try = time.monotonic() + delay
-            running.nodes = self._nodes(running)
-            LOG.warning("Study %s waits %d s: %s", key[:12], delay, error.what)
+            LOG.warning("Study %s waits %d s: %s", key[:12], self._wait(running), error.what)
             self._say(running, "waiting", error)
         except EchoFedError as error:
-            LOG.error("Study %s: %s", key[:12], error)
+            LOG.error("Study %s waits %d s: %s", key[:12], self._wait(running), error)
             self._coordination.log.append("error", study=key, code=error.code, what=error.what)
-            running.next_try = time.monotonic() + WAIT_SECONDS[-1]
-            running.nodes = self._nodes(running)
             self._say(running, "failed", error)
+
+    def _wait(self, running: _Running) -> float:
+        """Have a study tried again later, or when a site comes back; return the seconds until then."""
+        delay = WAIT_SECONDS[min(running.waits, len(WAIT_SECONDS) - 1)]
+        running.waits += 1
+        running.next_try = time.monotonic() + delay
+        running.nodes = self._nodes(running)
+        return delay
 
     def _leg(self, running: _Running, *, alone: bool) -> None:
         """Run rounds until the study ends, is to pause or stop, another study's turn comes, or its sites change."""

@@ -89,6 +89,19 @@ def test_what_is_killed_is_started_again_with_what_depends_on_it(tmp_path: Path)
         assert running(tmp_path)["sleeper"] == between["sleeper"]
 
 
+def test_what_is_started_anew_with_another_has_not_failed(tmp_path: Path) -> None:
+    with party(tmp_path):
+        wait_for(lambda: len(running(tmp_path)) == 2)
+        for _ in range(3):
+            before = set(running(tmp_path).values())
+            os.kill(running(tmp_path)["sleeper"], signal.SIGKILL)
+            wait_for(lambda old=before: len(running(tmp_path)) == 2 and not old & set(running(tmp_path).values()))
+        killed, start = running(tmp_path)["listener"], time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: running(tmp_path).get("listener", killed) != killed)
+        assert time.monotonic() - start < 3.0  # as after a first failure; after a fourth it would be five
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_stops_all_and_says_nothing_of_it(tmp_path: Path, number: signal.Signals) -> None:
     with party(tmp_path) as process:
