@@ -11,6 +11,7 @@ from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.errors import EchoFedError
 from echofed.protocol.key_files import PASSPHRASE_VARIABLE, write_private_file
 from echofed.server.authority import load_signing_key, passphrase_of, renew_server_if_due
+from echofed.server.gateway_tls import ServerTls
 from echofed.server.settings import load_settings
 
 LOG = logging.getLogger("echofed.supervisor")
@@ -30,14 +31,18 @@ def run_server(folder: Path, unix_socket: Path | None) -> None:
     Raises:
         StateFolderError: there is no consortium in the folder, or another process runs it.
         PortInUseError: another program listens where the gateway is to listen.
+        KeyFileError: a key is missing, or cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="[supervisor] %(message)s")
     settings = load_settings(folder)
     with running_folder(folder) as run:
         if unix_socket is None:
-            free_port(settings.bind_port)  # said at once, rather than by the gateway again and again
+            free_port(settings.bind_port)
         keys = opening(passphrase_of(folder))
+        # Keys that cannot be used are said at once, rather than by the processes again and again.
         load_signing_key(folder, keys.get(PASSPHRASE_VARIABLE))
+        if unix_socket is None:
+            ServerTls(folder, passphrase=keys.get(PASSPHRASE_VARIABLE))
         log = open_audit_log(folder, owner=settings.name)
         log.append("started", what="server")
         port, secret = free_port(), run / "secret"

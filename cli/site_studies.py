@@ -161,7 +161,7 @@ def _refresh(state: Path, identity: "Identity", log: "AuditLog", link: "Link") -
     from echofed.client.studies_sync import fetch_studies
 
     for error in fetch_studies(state, identity, log, link, ASK_SECONDS):
-        sys.stderr.write(f"A document of the coordinator's server was refused: {error}\n")
+        sys.stderr.write(f"Not taken from the coordinator's server: {error}\n")
 
 
 def _deliver(state: Path, link: "Link | None") -> None:

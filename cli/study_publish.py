@@ -107,19 +107,21 @@ def status(
     state: State = Path("consortium"),
 ) -> None:
     """Show where studies stand: what is wanted, what runs, who has approved."""
+    from echofed.cli.audit import escaped
     from echofed.protocol.state_folder import check_state_folder
     from echofed.server.studies import all_studies, read_study
 
     check_state_folder(state, "consortium")
     wanted = [_found(state, study)] if study else all_studies(state)
     for study_hash in wanted:
-        typer.echo("\n".join(_status_lines(state, read_study(state, study_hash))))
+        typer.echo("\n".join(map(escaped, _status_lines(state, read_study(state, study_hash)))))
     if not wanted:
         typer.echo("No study has been published.")
 
 
 def log(study: StudyHash, state: State = Path("consortium")) -> None:
     """Show a study's published rounds: who answered, how long it took, how the model does."""
+    from echofed.cli.audit import escaped
     from echofed.server.history import read_history
     from echofed.server.studies import study_folder
     from echofed.server.study_status import read_status
@@ -132,7 +134,7 @@ def log(study: StudyHash, state: State = Path("consortium")) -> None:
     for one in rounds:
         sites = ", ".join(site for site, said in sorted(one.sites.items()) if said.trained)
         metric = "" if one.validation_metric is None else f"  metric {one.validation_metric:.4f}"
-        refused = "".join(f"\n        {site}: {why}" for site, why in sorted(one.refused.items()))
+        refused = "".join(f"\n        {site}: {escaped(why)}" for site, why in sorted(one.refused.items()))
         tries = "" if one.attempts == 1 else f" ({one.attempts} attempts)"
         typer.echo(f"{one.round_number:6}  {one.seconds:8.1f} s{tries}{metric}  {sites}{refused}")
 
@@ -150,9 +152,13 @@ def _status_lines(state: Path, published: "PublishedStudy") -> list[str]:
     if fares is None:
         lines.append("  run      not begun")
     else:
-        lines.append(f"  run      {fares.state}, round {fares.round_number} of {rounds} ({fares.updated_at})")
+        whole = published.study.federation.rounds
+        said = f"{fares.state}, round {fares.round_number} of {rounds}"
+        if fares.state == "finished" and fares.round_number == rounds < whole:
+            said = f"stopped after round {rounds} of {whole}; go on: echofed study extend {published.hash[:12]}"
+        lines.append(f"  run      {said} ({fares.updated_at})")
         lines += [f"  waits    for {', '.join(fares.waiting_for)}"] if fares.waiting_for else []
-        lines += [f"  error    {fares.error}"] if fares.error else []
+        lines += [f"  because  {fares.error}"] if fares.error else []
     for site, answer in answers(state, published.hash).items():
         reason = f": {answer.reason}" if answer.reason else ""
         lines.append(f"  {site:20}  {answer.decision} by {answer.person}, {answer.decided_at}{reason}")

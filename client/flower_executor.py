@@ -8,6 +8,7 @@ the coordinator's seal is refused and logged. Nothing in a bundle is unpacked, i
 """
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -78,6 +79,8 @@ WHOLE_SECONDS = 15.0
 """For all parts of a message to come; somewhat longer than the SuperNode waits for them."""
 HEARTBEAT_SECONDS = 15.0
 STUDIES_SECONDS = 30.0
+NOTE_SECONDS = 60.0
+"""Between two entries in the audit log of what anybody can send: unsigned messages must not fill the disk."""
 PATIENCE_SECONDS = 60.0
 """How long the SuperNode may be silent before the executor ends, to be started anew with it."""
 
@@ -105,6 +108,7 @@ class Executor:
     ) -> None:
         self._state_folder, self._address, self._answers, self._log = state_folder, runtime_address, answers, log
         self._secret, self._ending = secret, ending
+        self._noted: dict[str, tuple[float, int]] = {}
         self._app = lru_cache(maxsize=4)(lambda folder: make_client_app(folder, [state_folder], None))
 
     def run(self) -> None:
@@ -174,7 +178,7 @@ class Executor:
             seal = self._answers.read(document, signed, kind)
         except EchoFedError as error:
             # Whoever sent it is not our coordinator, as far as anybody can prove: it is told the code, unsigned.
-            self._refused(error)
+            self._refused_unsigned(error)
             return error_reply(error, message)
         try:
             opened = self._answers.open(seal, signed)
@@ -202,6 +206,16 @@ class Executor:
         if reply.has_error():
             raise _SiteRefusalError(reply.error)
         return document_of(reply.content), buffer_of(reply.content)
+
+    def _refused_unsigned(self, error: EchoFedError) -> None:
+        """Log at most one refusal of each code a minute, with the number of those since the last entry."""
+        now = time.monotonic()
+        noted_at, unwritten = self._noted.get(error.code, (-math.inf, 0))
+        if now - noted_at < NOTE_SECONDS:
+            self._noted[error.code] = noted_at, unwritten + 1
+            return
+        self._noted[error.code] = now, 0
+        self._refused(error, count=unwritten + 1)
 
     def _refused(self, error: EchoFedError, **facts: str | int) -> None:
         LOG.warning("Refused: %s", error)

@@ -21,15 +21,15 @@ from flwr.supernode.cli import flower_supernode
 
 WHOLE_SECONDS = 10.0
 """For all parts of a message to come; they are small."""
-LOOK_SECONDS = 0.05
+LOOK_SECONDS, PAUSE_SECONDS = 0.05, 0.5
 
 
 class _Time:
-    """What SuperNode knows of time: how to wait, and it waits briefly."""
+    """What SuperNode knows of time: how to wait; for its own executor briefly, before it asks for the next message longer."""
 
     @staticmethod
     def sleep(seconds: float) -> None:
-        time.sleep(min(seconds, LOOK_SECONDS))
+        time.sleep(LOOK_SECONDS if seconds < 1 else min(seconds, PAUSE_SECONDS))
 
 
 def _no_settings(bundle: Path | bytes, run: Run) -> dict[str, bool | float | int | str]:

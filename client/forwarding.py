@@ -101,7 +101,8 @@ class Forwarder:
         content = response.read(MAX_REFUSAL_BYTES)
         meaning = refusal_of(response.status, content)
         is_final = response.status == 403 and isinstance(meaning, CertificateError | ClockError)
-        self.uplink.answered(response, meaning if is_final else None)
+        # A node that another took the place of is told so too: people must hear of it, SuperNode does not say it.
+        self.uplink.answered(response, meaning if response.status == http.HTTPStatus.FORBIDDEN else None)
         if is_final or (body is not None and response.status in _TEMPORARY):
             raise _NotForwardedError(meaning, may_pass=not is_final)
         connection.answer(response.status, content, _headers_back(response))

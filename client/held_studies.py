@@ -9,6 +9,7 @@
 A study's folder appears whole, by one renaming.
 """
 
+import contextlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
 
 from echofed.protocol.arrays import sha256_of_file
 from echofed.protocol.document import canonical_json
@@ -26,6 +28,7 @@ from echofed.protocol.publication import Answer, Publication, Withdrawal, study_
 from echofed.protocol.signing import MAX_SIGNED_BYTES, Purpose, Signed, key_id, read_signed, verify
 from echofed.protocol.state_folder import read_limited
 from echofed.protocol.study import Study
+from echofed.protocol.study_file import load_study
 from echofed.protocol.study_folder import PARAMETERS_FILE, STUDY_FILE
 
 STUDIES_FOLDER = "studies"
@@ -161,6 +164,24 @@ def read_held_study(state_folder: Path, study_hash: str, member: Member) -> Held
     last: State = answers[-1].decision if answers else "new"
     state: State = "withdrawn by the coordinator" if withdrawal else last
     return HeldStudy(study_hash, study, folder, state, publication, withdrawal, answers)
+
+
+def approved_studies(state_folder: Path) -> list[Study]:
+    """Return the studies this hospital has approved and nobody has taken back: for estimates, without any key.
+
+    No signature is checked; what cannot be read, or not by this version, is left out: it cannot run either.
+    """
+    found = []
+    for study_hash in study_hashes(state_folder):
+        folder = state_folder / STUDIES_FOLDER / study_hash
+        files = answer_files(folder)
+        if not files or (folder / WITHDRAWAL_FILE).exists():
+            continue
+        with contextlib.suppress(EchoFedError, ValidationError):
+            answer = Answer.model_validate_json(read_signed(_bytes(files[-1])).payload)
+            if answer.decision == "approved":
+                found.append(load_study(folder / STUDY_FILE))
+    return found
 
 
 def answer_files(folder: Path) -> list[Path]:

@@ -7,12 +7,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from echofed.protocol.document import Document
-from echofed.protocol.errors import ProxyRefusedError, StateFolderError, StudyError
-from echofed.protocol.state_folder import read_limited
+from echofed.protocol.errors import KeyFileError, ProxyRefusedError, StateFolderError, StudyError
+from echofed.protocol.key_files import read_private_file
 from echofed.protocol.yaml_text import read_document
 
 FILE_NAME = "link.yaml"
-_MAX_PASSWORD_BYTES = 4096
 
 
 class LinkSettings(Document):
@@ -63,6 +62,7 @@ class LinkSettings(Document):
 
         Raises:
             ProxyRefusedError: the password is not where the settings say.
+            KeyFileError: others than its owner can read the file it is in.
         """
         if self.proxy_user is None:
             return None
@@ -74,11 +74,20 @@ class LinkSettings(Document):
             return self.proxy_user, password
         assert self.proxy_password_file is not None
         try:
-            content = read_limited(self.proxy_password_file, _MAX_PASSWORD_BYTES)
-            return self.proxy_user, content.decode().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError, StateFolderError) as error:
-            what = f"The proxy's password cannot be read from {self.proxy_password_file}."
-            raise ProxyRefusedError(what, "Correct proxy_password_file in link.yaml.") from error
+            return self.proxy_user, read_private_file(self.proxy_password_file).decode().rstrip("\r\n")
+        except KeyFileError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._no_password() from error
+            remedy = (
+                f"Run `chmod 600 {self.proxy_password_file}`; if others may have read it, have the password changed."
+            )
+            raise KeyFileError(error.what, remedy) from error
+        except UnicodeDecodeError as error:
+            raise self._no_password() from error
+
+    def _no_password(self) -> ProxyRefusedError:
+        what = f"The proxy's password cannot be read from {self.proxy_password_file}."
+        return ProxyRefusedError(what, "Correct proxy_password_file in link.yaml.")
 
 
 def load_link_settings(state_folder: Path) -> LinkSettings:

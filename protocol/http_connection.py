@@ -31,6 +31,7 @@ class Pace:
         idle_seconds: between two requests.
         head_seconds: for a request's head, from its first byte.
         grace_seconds: for a body, beyond what its bytes need at the lowest rate.
+        idle_body_seconds: without a byte of a body that is read.
         bytes_per_second: the lowest rate of a body, in both directions.
         body_seconds: for a body, whatever its rate.
     """
@@ -38,6 +39,7 @@ class Pace:
     idle_seconds: float = 75.0
     head_seconds: float = 10.0
     grace_seconds: float = 10.0
+    idle_body_seconds: float = 10.0
     bytes_per_second: float = 16_384.0
     body_seconds: float = 3600.0
 
@@ -128,7 +130,8 @@ class HttpConnection:
         del self._kept[:filled]
         try:
             # What follows happens for every 16 kB: the timeout is set once, the time is looked at every time.
-            self._allow(start + self._pace.seconds_for(done + filled) - time.monotonic())
+            left = start + self._pace.seconds_for(done + filled) - time.monotonic()
+            self._allow(min(left, self._pace.idle_body_seconds))
             while filled < len(piece):
                 size = self._stream.recv_into(piece[filled:])
                 filled += size

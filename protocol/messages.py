@@ -21,7 +21,11 @@ DOCUMENT_KEY = "json"
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 MAX_FIGURES = 2400
 """100 classes in 2 histograms of 12 bins."""
-Count = Annotated[int, Field(ge=0, le=10**9)]
+MOST_PATIENTS = 10**6
+"""More than any site has; a number that a site says counts in the means."""
+Count = Annotated[int, Field(ge=0, le=MOST_PATIENTS)]
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e7
+"""Noise multipliers, somewhat beyond those that a calibration can give."""
 
 
 class Instruction(Document):
@@ -38,7 +42,9 @@ class SpentPrivacy(Document):
     The number of patients it said it had, with the study's `count_noise`, was spent once beside it.
     """
 
-    noise_multiplier: float = Field(gt=0, description="noise standard deviation / clipping norm.")
+    noise_multiplier: float = Field(
+        ge=LEAST_NOISE, le=MOST_NOISE, description="noise standard deviation / clipping norm."
+    )
     sampling_probability: float = Field(gt=0, le=1)
     steps: int = Field(ge=1)
     delta: float = Field(gt=0, lt=1)
@@ -65,7 +71,7 @@ class TrainReply(_Reply):
 class ExactFigures(Document):
     """How the model does on a site's validation patients; in a study without privacy."""
 
-    patients: int = Field(ge=1, le=10**9)
+    patients: int = Field(ge=1, le=MOST_PATIENTS)
     loss: float
     metric: float | None = Field(description="absent if undefined, e.g. AUC with a single class.")
 

@@ -15,7 +15,7 @@ from echofed.protocol.study import PRINTABLE, Study
 from echofed.protocol.yaml_text import MAX_FILE_BYTES, load_document
 
 MIN_PREFIX_DIGITS = 8
-MAX_PARAMETERS_BYTES = 2**40
+MAX_PARAMETERS_BYTES = 2**36
 
 Person = Annotated[str, Field(min_length=2, max_length=200, pattern=PRINTABLE)]
 Reason = Annotated[str, Field(min_length=1, max_length=2000, pattern=PRINTABLE)]

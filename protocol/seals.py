@@ -14,6 +14,7 @@ from echofed.protocol.errors import EchoFedError
 from echofed.protocol.membership import Time
 from echofed.protocol.messages import SiteName
 from echofed.protocol.models import Sha256
+from echofed.protocol.study import PRINTABLE
 
 ReplyKind = Literal["train", "evaluate", "describe", "error"]
 
@@ -61,7 +62,7 @@ class ErrorReply(Document):
     """Why a site could not answer: a code and a fixed sentence, nothing of its data."""
 
     code: str = Field(pattern=r"^EF-\d{3}$")
-    sentence: str = Field(max_length=200)
+    sentence: str = Field(max_length=200, pattern=PRINTABLE)
 
 
 def error_said(error: EchoFedError) -> ErrorReply:

@@ -13,8 +13,9 @@ from echofed.protocol.document import Document, canonical_hash
 from echofed.protocol.models import SEGMENTATION_MODELS, Model
 
 SCHEMA_VERSION = 1
-# No control character, so that no text can pass for another part of the summary or steer a terminal.
-PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+# No control character, so that no text can pass for another part of the summary or steer a terminal; none that turns the
+# order of letters or cannot be seen, so that what is read is what is signed.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]*$"
 Label = Annotated[str, Field(min_length=1, max_length=60, pattern=PRINTABLE)]
 Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=PRINTABLE)]
 TaskKind = Literal["binary", "multiclass", "multilabel", "segmentation", "regression"]

@@ -12,7 +12,10 @@ from echofed.server.rounds import exchange
 
 
 def describe_sites(
-    study: Study, grid: Grid, on_reply: Callable[[int], None] = lambda count: None
+    study: Study,
+    grid: Grid,
+    on_reply: Callable[[int], None] = lambda count: None,
+    timeout_seconds: float | None = None,
 ) -> tuple[dict[int, DescribeReply], dict[int, str]]:
     """Ask every node of the grid to describe itself.
 
@@ -20,12 +23,13 @@ def describe_sites(
         study: what was agreed.
         grid: Flower's way to the sites.
         on_reply: told the number of replies so far.
+        timeout_seconds: for the sites' answers; a round's if absent.
 
     Returns:
         What each node said, in the order of the sites' names, and why the others could not answer, by node id.
     """
     instruction = Instruction(kind="describe", study_hash=study.hash, round_number=0)
-    timeout = study.federation.round_timeout_seconds
+    timeout = timeout_seconds or study.federation.round_timeout_seconds
     messages = [grid.create_message(content(instruction), "query", node, "0", timeout) for node in grid.get_node_ids()]
     described: dict[int, DescribeReply] = {}
     failed: dict[int, str] = {message.metadata.dst_node_id: "It did not answer in time." for message in messages}

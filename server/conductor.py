@@ -23,6 +23,7 @@ from echofed.protocol.errors import (
     NoPatientsError,
     SitesError,
     TooFewRepliesError,
+    UnexpectedError,
     UnreachableError,
 )
 from echofed.protocol.shared_layers import shared_parameters
@@ -37,9 +38,12 @@ from echofed.server.rounds import RunFolder, run_study
 from echofed.server.sealed_grid import SealedGrid
 from echofed.server.studies import published_studies, read_control, study_folder, write_control
 from echofed.server.study_status import StudyStatus, write_status
+from echofed.strategies.replies import HEADER_ALLOWANCE_BYTES
 
 LOG = logging.getLogger("echofed.server")
 IDLE_SECONDS = 0.5
+DESCRIBE_SECONDS = 120.0
+"""At most, for a site to describe itself: one that takes longer is asked again while the others go on."""
 ASK_AGAIN_SECONDS = 60.0
 """Before a site that could not describe itself is asked again: its hours may have begun, its data been put right."""
 WAIT_SECONDS = (5.0, 10.0, 30.0, 60.0)
@@ -58,6 +62,7 @@ class _Running:
     parameters: Parameters
     metadata: dict[str, str]
     able: dict[str, bool] = field(default_factory=dict)
+    patients: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     ask_again: dict[tuple[str, int], float] = field(default_factory=dict)
     waits: int = 0
@@ -100,7 +105,8 @@ class Conductor:
 
     def _due(self) -> list[str]:
         """Return the studies whose turn it is, and let go of those that are not to run; a damaged one holds up no other."""
-        due, published = [], published_studies(self._folder)
+        due: list[str] = []
+        published = published_studies(self._folder)
         for key in sorted({*published, *self._running}):
             try:
                 wanted = self._wanted(key) if key in published else "stopped"
@@ -109,10 +115,11 @@ class Conductor:
                 elif wanted != "running" and key in self._running:
                     self._say(self._running.pop(key), wanted)
                 self._damaged.pop(key, None)
-            except EchoFedError as error:
+            except Exception as raised:
+                error = _explained(raised)
                 if self._damaged.get(key) != error.what:
                     self._damaged[key] = error.what
-                    LOG.error("Study %s: %s", key[:12], error)
+                    LOG.error("Study %s: %s", key[:12], error, exc_info=raised if error is not raised else None)
                     self._coordination.log.append("error", study=key, code=error.code, what=error.what)
         return due
 
@@ -144,10 +151,14 @@ class Conductor:
         except (SitesError, TooFewRepliesError, UnreachableError) as error:
             LOG.warning("Study %s waits %d s: %s", key[:12], self._wait(running), error.what)
             self._say(running, "waiting", error)
-        except EchoFedError as error:
-            LOG.error("Study %s waits %d s: %s", key[:12], self._wait(running), error)
-            self._coordination.log.append("error", study=key, code=error.code, what=error.what)
-            self._say(running, "failed", error)
+        except Exception as raised:
+            said = _explained(raised)
+            if said is raised:
+                LOG.error("Study %s waits %d s: %s", key[:12], self._wait(running), said)
+            else:
+                LOG.exception("Study %s waits %d s: %s", key[:12], self._wait(running), said)
+            self._coordination.log.append("error", study=key, code=said.code, what=said.what)
+            self._say(running, "failed", said)
 
     def _wait(self, running: _Running) -> float:
         """Have a study tried again later, or when a site comes back; return the seconds until then."""
@@ -185,7 +196,8 @@ class Conductor:
 
         names = dict(enumerate(cohort, start=1))
         self._coordination.note_unlogged_round(study, running.folder)
-        end = run_study(study, grid, names, shared, RunFolder(running.folder, resume=True), on_round, go_on)
+        folder = RunFolder(running.folder, resume=True)
+        end = run_study(study, grid, names, shared, folder, on_round, go_on, running.patients)
         if end.round_number >= self._rounds(running):
             self._finish(running, end)
 
@@ -206,9 +218,14 @@ class Conductor:
                 "It goes on by itself when enough are.",
             )
         if unknown := self._unknown(running, present):
-            described, failed = describe_sites(running.study, self._grid(running, unknown))
-            running.able |= {reply.site: True for reply in described.values() if reply.can_train}
-            unable = {reply.site: CANNOT_TRAIN for reply in described.values() if not reply.can_train}
+            seconds = min(running.study.federation.round_timeout_seconds, DESCRIBE_SECONDS)
+            grid = self._grid(running, unknown)
+            described, failed = describe_sites(running.study, grid, timeout_seconds=seconds)
+            # By the name of who was asked: what a reply says of its site is not to be trusted.
+            said = {unknown[number - 1]: reply for number, reply in described.items()}
+            running.able |= {site: True for site, reply in said.items() if reply.can_train}
+            running.patients |= {site: one.training_patients for site, one in said.items() if one.training_patients}
+            unable = {site: CANNOT_TRAIN for site, reply in said.items() if not reply.can_train}
             running.reasons = {unknown[number - 1]: why for number, why in failed.items()} | unable
             nodes, later = self._nodes(running), time.monotonic() + ASK_AGAIN_SECONDS
             running.ask_again = {(site, nodes[site]): later for site in running.reasons}
@@ -216,8 +233,8 @@ class Conductor:
         cohort = [site for site in approved if running.able.get(site)]
         if len(cohort) < minimum:
             # A site that says why cannot take part for now; one that did not answer is asked again at the next try.
-            said = {site for site, why in running.reasons.items() if why.startswith("[")}
-            running.ask_again = {place: at for place, at in running.ask_again.items() if place[0] in said}
+            explained = {site for site, why in running.reasons.items() if why.startswith("[")}
+            running.ask_again = {place: at for place, at in running.ask_again.items() if place[0] in explained}
             reasons = " ".join(f"{site}: {why}" for site, why in sorted(running.reasons.items()))
             raise SitesError(f"The study needs {minimum} sites; {len(cohort)} can train. {reasons}".rstrip())
         return cohort
@@ -237,7 +254,9 @@ class Conductor:
             if self._wanted(running.study.hash) == "stopped":
                 raise InterruptedRunError("The study was stopped.")
 
-        return SealedGrid(self._coordination, self._transport, sites, stopped)
+        shared = shared_parameters(running.study, running.parameters, running.metadata)
+        largest = sum(array.nbytes for array in shared.values()) + HEADER_ALLOWANCE_BYTES
+        return SealedGrid(self._coordination, self._transport, sites, stopped, largest_update_bytes=largest)
 
     def _transport(self) -> FlowerLink:
         if self._link is not None and self._link.lost.is_set():
@@ -275,6 +294,13 @@ class Conductor:
             write_status(running.folder, status)
         except (OSError, EchoFedError) as problem:  # informs people only: what is wrong is said where it matters
             LOG.warning("The status cannot be written: %s", problem)
+
+
+def _explained(raised: Exception) -> EchoFedError:
+    """Return an error as people are told of it; what else went wrong than EchoFed expects is given by its kind and text."""
+    if isinstance(raised, EchoFedError):
+        return raised
+    return UnexpectedError(f"{type(raised).__name__}: {str(raised)[:200]}", "Look at the coordinator's log.")
 
 
 def _round_of(running: _Running) -> int:

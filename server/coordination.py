@@ -102,14 +102,15 @@ class Coordination:
         return Blob(sha256=name, size=len(buffer))
 
     def take(self, site: str, blob: Blob) -> bytes:
-        """Return the parameters a site has sent, and remove their file.
+        """Return the parameters a site has sent, and remove their file; asked for them again, the site sends it again.
 
         Raises:
             ReplyRefusedError: they are not there, or not those the site signed.
         """
-        if not self._blobs.has_incoming(site, blob.sha256, blob.size):
+        content = self._blobs.take(site, blob.sha256, blob.size)
+        if content is None:
             raise ReplyRefusedError(f"The parameters {blob.sha256[:12]} of {site} have not arrived whole.")
-        return self._blobs.incoming(site, blob.sha256).read_bytes()
+        return content
 
     def log_head(self) -> LogHead:
         """Return how far the coordinator's log has got."""

@@ -50,7 +50,7 @@ from flwr.superlink.grid import HttpGrid
 from echofed.protocol.bells import bell_of, last_ring, ring
 from echofed.protocol.bundle import bundle_hash, empty_bundle
 from echofed.protocol.errors import UnreachableError
-from echofed.server.gateway_fleet import REPLIED_BELL, SENT_BELLS
+from echofed.server.gateway_fleet import REPLIED_BELL, SENT_BELLS, are_small
 
 LOG = logging.getLogger("echofed.server")
 HEARTBEAT_SECONDS = 10.0
@@ -59,6 +59,8 @@ LOOK_SECONDS = 1.0
 CLAIM_SECONDS = 20.0
 WHOLE_SECONDS = 60.0
 """For all parts of a reply to come."""
+REPLY_BYTES = 2**20
+"""Of all parts of a reply; what is larger travels as a file."""
 FAILURES: tuple[type[BaseException], ...] = (httpx.HTTPError, RunNotRunningException, ValueError)
 """What a call to SuperLink may raise."""
 
@@ -220,12 +222,25 @@ class _OneTryGrid(HttpGrid):
         return whole
 
     def _inflated(self, tree: ObjectTree) -> Message:
+        if not are_small([tree]):
+            raise ValueError("it has too many parts")
         node, run_id = self.node, self.run.run_id
+        pull, left = make_pull_object_fn_protobuf(self.runtime.PullObject, node, run_id), REPLY_BYTES
+
+        def pull_within(object_id: str) -> bytes:
+            nonlocal left
+            content = pull(object_id) if left >= 0 else b""
+            left -= len(content)
+            if left < 0:
+                raise ValueError("it is too large")
+            return content
+
         message = pull_and_inflate_object_from_tree(
             tree,
-            make_pull_object_fn_protobuf(self.runtime.PullObject, node, run_id),
+            pull_within,
             make_confirm_message_received_fn_protobuf(self.runtime.ConfirmMessageReceived, node, run_id),
             return_type=Message,
+            max_concurrent_pulls=1,
             max_tries_per_object=1,
         )
         message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower does: what is sent cannot name itself

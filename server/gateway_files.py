@@ -19,14 +19,18 @@ from echofed.protocol.errors import (
 )
 from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection
 from echofed.protocol.http_head import RefusalError, Request
+from echofed.protocol.publication import Publication
 from echofed.protocol.signing import Signed, read_signed
 from echofed.server.blobs import BlobStore
 from echofed.server.gateway_limits import Limits, Quota, check_length
 from echofed.server.members import renew
-from echofed.server.studies import published, receive_answer
+from echofed.server.roster import is_revoked
+from echofed.server.studies import published, published_studies, receive_answer
 
 LOG = logging.getLogger("echofed.gateway")
 BLOBS_PREFIX = "/v1/blobs/"
+UPDATE_SPARE_BYTES = 2**20
+"""An update has the model's parameters, or fewer; this is for its head."""
 _JSON = {"Content-Type": "application/json"}
 _OWN_FAULTS = (AuditLogError, KeyFileError, StateFolderError)
 """Which are not the asking site's."""
@@ -45,6 +49,8 @@ class Files:
         self._blobs = BlobStore(folder)
         self._blobs.remove_parts()
         self._uploads = Quota(limits.uploads_per_site)
+        self._largest = (frozenset[str](), 0)
+        self._drop_revoked()
 
     def time(self, connection: HttpConnection) -> None:
         """Answer with this machine's clock."""
@@ -83,7 +89,8 @@ class Files:
         Raises:
             RefusalError: 400 a wrong name or content; 411; 413; 503 too many at a time; 507 the disk is full.
         """
-        check_length(request, self._limits.blob_bytes)
+        check_length(request, self._largest_blob())
+        self._drop_revoked()
         name, size = request.target.removeprefix(BLOBS_PREFIX), request.content_length
         with self._uploads.taken(site, "uploads"):
             try:
@@ -94,6 +101,21 @@ class Files:
             except TooLargeError as error:
                 raise RefusalError(507, error, closes=True) from error
         _answer_json(connection, {"sha256": name, "size": size})
+
+    def _largest_blob(self) -> int:
+        """Return the bytes of the largest update a published study can have; without a study, what the settings say."""
+        studies = frozenset(published_studies(self._folder))
+        if studies != self._largest[0]:
+            signed = [one for one in published(self._folder) if one.purpose == "publication"]
+            sizes = [Publication.model_validate_json(one.payload).parameters_bytes for one in signed]
+            self._largest = studies, max(sizes, default=0)
+        largest = self._largest[1]
+        return min(self._limits.blob_bytes, largest + UPDATE_SPARE_BYTES) if largest else self._limits.blob_bytes
+
+    def _drop_revoked(self) -> None:
+        for site in self._blobs.sites():
+            if is_revoked(self._folder, site):
+                self._blobs.drop_site(site)
 
     def take_answer(self, site: str, request: Request, connection: HttpConnection) -> None:
         """Keep what a site says to a study. Raises RefusalError: 400 it is not a sound answer of this site's; 411; 413; 500."""

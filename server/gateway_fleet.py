@@ -6,7 +6,7 @@ SuperNode sleeps three seconds after an empty answer.
 
 import http.client
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from flwr.proto.fleet_pb2 import (
     UnregisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from echofed.protocol.bells import bell_of, last_ring, ring
-from echofed.protocol.errors import GatewayRefusedError, UnreachableError
+from echofed.protocol.errors import GatewayRefusedError, TooLargeError, UnreachableError
 from echofed.protocol.http_connection import HttpConnection
 from echofed.protocol.http_head import RefusalError, Request
 from echofed.protocol.http_pool import ConnectionPool
@@ -59,6 +59,9 @@ ASK_SECONDS = 2.0
 UPSTREAM_SECONDS = 25.0
 UPSTREAM_IDLE_SECONDS = 4.0
 """SuperLink closes an idle connection after five."""
+
+MAX_TREE_NODES = 8
+"""Objects of a Flower message; a site's reply has three: the message, its records, the one record."""
 
 _MAX_ANSWER_BYTES = 64 * 2**20
 _KEY_HEADER = "flwr-public-key"
@@ -113,7 +116,8 @@ class Fleet:
             check: raises RefusalError when the site is no longer welcome.
 
         Raises:
-            RefusalError: 400 not the message its path says; 403 another site's node or key; 503 SuperLink does not answer.
+            RefusalError: 400 not the message its path says; 403 another site's node or key; 413 too many objects;
+                503 SuperLink does not answer.
         """
         name = request.target.removeprefix(PREFIX)
         body = connection.read_body()
@@ -143,6 +147,8 @@ class Fleet:
             for pushed in message.messages_list:
                 if pushed.metadata.src_node_id != node_id:
                     raise RefusalError(403, GatewayRefusedError("The message is in another node's name."))
+            if not are_small(message.message_object_trees):
+                raise RefusalError(413, TooLargeError(f"A message has more than {MAX_TREE_NODES} objects."))
 
     def _note(self, site: str, message: Message, answer: Answer) -> None:
         if answer.status != 200:
@@ -210,6 +216,15 @@ class Fleet:
         passed = {name: value for name, value in response.getheaders() if name.lower().startswith("flwr-")}
         passed["Content-Type"] = response.getheader("content-type", "application/octet-stream")
         return Answer(response.status, passed, content)
+
+
+def are_small(trees: Iterable[ObjectTree]) -> bool:
+    """Return whether all trees together have at most `MAX_TREE_NODES` nodes; no more of them are looked at."""
+    waiting, nodes = list(trees), 0
+    while waiting and nodes + len(waiting) <= MAX_TREE_NODES:
+        waiting.extend(waiting.pop().children)
+        nodes += 1
+    return not waiting
 
 
 def _parsed(kind: type[Message], body: bytes) -> Message:

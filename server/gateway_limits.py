@@ -31,6 +31,7 @@ class Limits:
         connections_per_site: of a site's certificate.
         strangers: connections whose certificate is not known yet, in all.
         strangers_per_address: the same, from one address.
+        silent_seconds: for the first byte of a stranger.
         handshake_seconds: for TLS.
         requests_per_second: of a site, on average.
         burst: requests a site may send at once.
@@ -44,12 +45,13 @@ class Limits:
 
     connections: int = 256
     connections_per_site: int = 16
-    strangers: int = 64
-    strangers_per_address: int = 32
+    strangers: int = 512
+    strangers_per_address: int = 64
+    silent_seconds: float = 2.0
     handshake_seconds: float = 10.0
     requests_per_second: float = 50.0
     burst: int = 100
-    fleet_bytes: int = 8 * 2**20
+    fleet_bytes: int = 2**20
     document_bytes: int = 2**20
     blob_bytes: int = 2**31
     uploads_per_site: int = 2
@@ -63,6 +65,7 @@ def limits_of(settings: ConsortiumSettings) -> Limits:
     pace = Pace(
         head_seconds=given.header_timeout_seconds,
         grace_seconds=given.idle_body_timeout_seconds,
+        idle_body_seconds=given.idle_body_timeout_seconds,
         bytes_per_second=given.minimum_bytes_per_second,
     )
     return Limits(

@@ -92,7 +92,7 @@ class NodeBook:
         if node is None:
             raise RefusalError(401, GatewayRefusedError("The site has no node yet.", "A node that starts registers."))
         if node.node_id != node_id:
-            remedy = "If this site runs on two machines, stop one of them; a node that was replaced registers again."
+            remedy = "If this site runs on two machines, stop one of them, and start the other anew."
             raise RefusalError(403, GatewayRefusedError("The node is not this site's.", remedy))
         if public_key != node.public_key:
             raise RefusalError(403, GatewayRefusedError("The public key is not this site's."))

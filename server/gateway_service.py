@@ -19,13 +19,14 @@ from echofed.protocol.errors import (
     UnexpectedError,
     UnreachableError,
 )
-from echofed.protocol.http_connection import HttpConnection, drain
+from echofed.protocol.http_connection import HttpConnection, drain, is_readable
 from echofed.protocol.http_head import RefusalError, Request
 from echofed.server.authority import read_consortium
 from echofed.server.gateway_files import Files
 from echofed.server.gateway_fleet import MESSAGES, PREFIX, Fleet
 from echofed.server.gateway_limits import Limits, Notes, Quota, Rates, check_length
 from echofed.server.gateway_nodes import NodeBook
+from echofed.server.gateway_strangers import Stranger, Strangers
 from echofed.server.gateway_tls import Door, ServerTls, certificate_from_nginx
 
 LOG = logging.getLogger("echofed.gateway")
@@ -59,7 +60,7 @@ class Gateway:
         self._rates = Rates(limits.requests_per_second, limits.burst)
         # All that comes through nginx has no address here; nginx counts addresses itself.
         each, in_all = limits.strangers_per_address, limits.strangers
-        self._strangers = Quota(each, in_all) if self._tls else Quota(limits.connections)
+        self._strangers = Strangers(each, in_all) if self._tls else Strangers(limits.connections, limits.connections)
         self._per_site = Quota(limits.connections_per_site, limits.connections)
         self._open: set[HttpConnection] = set()
         self._lock = threading.Lock()
@@ -76,11 +77,11 @@ class Gateway:
                     time.sleep(0.1)
                 continue  # a connection that broke before it was taken, or `stop`
             address = str(peer[0]) if self._tls else ""
-            if self._strangers.take(address):
-                threading.Thread(target=self._welcome, args=(stream, address), daemon=True).start()
-            else:
-                self._notes.refused(None, "Too many connections.", address)
-                stream.close()
+            stranger = Stranger(stream, address)
+            dropped = self._strangers.enter(stranger)
+            if dropped is not None:
+                self._notes.refused(None, "Too many connections.", dropped.address)
+            threading.Thread(target=self._welcome, args=(stranger,), daemon=True).start()
         self._finish()
 
     def stop(self) -> None:
@@ -105,40 +106,41 @@ class Gateway:
         self._notes.close()
         self._audit_log.close()
 
-    def _welcome(self, stream: socket.socket, address: str) -> None:
+    def _welcome(self, stranger: Stranger) -> None:
         with contextlib.ExitStack() as held:
-            stranger = held.enter_context(contextlib.ExitStack())
-            stranger.callback(self._strangers.give_back, address)
-            certificate = None
-            if self._tls:
-                shaken = self._shake_hands(stream, self._tls.context(), address)
-                if shaken is None:
+            # Closed when it is no stranger any more: nobody else may then still be about to break it.
+            held.callback(lambda: stranger.stream.close())
+            with contextlib.ExitStack() as place:
+                place.callback(self._strangers.leave, stranger)
+                certificate = self._shake_hands(stranger, self._tls.context()) if self._tls else None
+                if self._tls and certificate is None:
                     return
-                stream, certificate = shaken
-            connection = HttpConnection(stream, self._limits.pace)
-            with self._lock:
-                self._open.add(connection)
-            held.callback(self._forget, connection)
-            self._converse(connection, certificate, address, stranger)
+                connection = HttpConnection(stranger.stream, self._limits.pace)
+                with self._lock:
+                    self._open.add(connection)
+                held.callback(self._forget, connection)
+                self._converse(connection, certificate, stranger.address, place)
 
-    def _shake_hands(
-        self, stream: socket.socket, context: ssl.SSLContext, address: str
-    ) -> tuple[ssl.SSLSocket, bytes] | None:
+    def _shake_hands(self, stranger: Stranger, context: ssl.SSLContext) -> bytes | None:
+        """Return the stranger's certificate, empty if it showed none; None if TLS did not come about."""
+        if not is_readable(stranger.stream, self._limits.silent_seconds):
+            self._notes.refused(None, "TLS handshake: not a byte came.", stranger.address)
+            return None
         try:
-            tls = context.wrap_socket(stream, server_side=True, do_handshake_on_connect=False)
+            tls = context.wrap_socket(stranger.stream, server_side=True, do_handshake_on_connect=False)
         except OSError:
-            stream.close()
+            return None
+        if not self._strangers.goes_on(stranger, tls):
             return None
         try:
             tls.settimeout(self._limits.handshake_seconds)
             tls.do_handshake()
-            return tls, tls.getpeercert(binary_form=True) or b""
+            return tls.getpeercert(binary_form=True) or b""
         except OSError as error:
             reason = getattr(error, "reason", None) or type(error).__name__
-            self._notes.refused(None, f"TLS handshake: {reason}", address)
+            self._notes.refused(None, f"TLS handshake: {reason}", stranger.address)
             if not isinstance(error, TimeoutError):
                 drain(tls)  # so that the peer can read the reason
-            tls.close()
             return None
 
     def _converse(

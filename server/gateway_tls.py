@@ -39,15 +39,17 @@ class ServerTls:
     Args:
         folder: the coordinator's.
         reload_seconds: how often the disk is looked at.
+        passphrase: of the key; None: from the environment or typed, if it is encrypted.
 
     Raises:
         TrustError: a file is missing, damaged, or the passphrase is wrong.
     """
 
-    def __init__(self, folder: Path, reload_seconds: float = RELOAD_SECONDS) -> None:
+    def __init__(self, folder: Path, reload_seconds: float = RELOAD_SECONDS, passphrase: str | None = None) -> None:
         self._folder, self._reload_seconds = folder, reload_seconds
-        self._passphrase = find_passphrase(folder / SERVER_KEY) if is_encrypted(folder / SERVER_KEY) else None
         self._stamp = self._file_stamp()
+        encrypted = is_encrypted(folder / SERVER_KEY)
+        self._passphrase = (passphrase or find_passphrase(folder / SERVER_KEY)) if encrypted else None
         self._context = self._load()
         self._looked_at = time.monotonic()
 

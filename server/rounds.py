@@ -40,6 +40,7 @@ def run_study(
     folder: RunFolder,
     on_round: Callable[[Round], None] = lambda record: None,
     go_on: Callable[[], bool] = lambda: True,
+    said_patients: Mapping[str, int] | None = None,
 ) -> Checkpoint:
     """Run the rounds that are left and return the last checkpoint.
 
@@ -54,6 +55,8 @@ def run_study(
         folder: where checkpoint and history live.
         on_round: called after each published round.
         go_on: asked before each round; if not, the checkpoint so far is returned.
+        said_patients: training patients of each site as it said before the first round; a private study's sites are held
+            to it.
 
     Raises:
         SitesError: fewer sites than the study requires.
@@ -68,7 +71,7 @@ def run_study(
     for round_number in range(checkpoint.round_number + 1, study.federation.rounds + 1):
         if not go_on():
             break
-        strategy = StudyStrategy(study, sites, checkpoint.parameters, checkpoint.optimizer_state)
+        strategy = StudyStrategy(study, sites, checkpoint.parameters, checkpoint.optimizer_state, said_patients)
         record = _run_round(study, grid, strategy, round_number)
         checkpoint = _advance(study, strategy, checkpoint, record)
         append_round(folder.path, record)

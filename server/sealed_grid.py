@@ -40,6 +40,8 @@ LOST_SECONDS = 15.0
 GONE_SECONDS = 20.0
 """For which a site may be without a node before it counts as offline: its node may just be starting anew."""
 LATE_KEPT = 1000
+MOST_UNUSABLE = 5
+"""Replies to one instruction that cannot be used before the site is answered for with an error: it would hold up the round."""
 
 
 class Transport(Protocol):
@@ -111,6 +113,7 @@ class _Asked:
     pushed: set[str] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     tries: int = 0
+    unusable: int = 0
     next_try: float = 0.0
     seen_at: float = field(default_factory=time.monotonic)
     answer: tuple[str, Blob | None] | Error | None = None
@@ -120,13 +123,15 @@ class SealedGrid(Grid):
     """Sends a study's instructions to its sites and returns their replies, one at a time.
 
     A reply is returned once, and only if the site signed it for an instruction that was sent in this round. A site that has
-    been silent too long, or does not answer within the message's time to live, is answered for with an error.
+    been silent too long, whose replies cannot be used again and again, or that does not answer within the message's time to
+    live, is answered for with an error.
 
     Args:
         coordinator: keys, nodes, files and the audit log.
         transport: carries the messages; read anew at each use, as it may be replaced.
         sites: the study's sites; node `n` here is `sites[n - 1]`.
         stopped: raises if the round at hand is to be given up.
+        largest_update_bytes: parameters of a reply that are larger are refused before any of them is read.
     """
 
     def __init__(
@@ -135,9 +140,11 @@ class SealedGrid(Grid):
         transport: Callable[[], Transport],
         sites: Sequence[str],
         stopped: Callable[[], None] = lambda: None,
+        *,
+        largest_update_bytes: int,
     ) -> None:
         self._coordinator, self._transport, self._stopped = coordinator, transport, stopped
-        self._sites = list(sites)
+        self._sites, self._largest_update_bytes = list(sites), largest_update_bytes
         self._asked: dict[str, _Asked] = {}
         self._late: dict[str, str] = {}
         self._ids = count(1)
@@ -284,6 +291,19 @@ class SealedGrid(Grid):
         except EchoFedError as error:
             LOG.warning("%s: a reply that cannot be used: %s", one.site, error.what)
             self._coordinator.note_refused(one.site, error)
+            self._unusable(one, error)
+        except ValueError:
+            LOG.warning("%s: a reply that is not of the agreed form", one.site)
+            refusal = ReplyRefusedError("The reply is not of the agreed form.")
+            self._coordinator.note_refused(one.site, refusal)
+            self._unusable(one, refusal)
+
+    def _unusable(self, one: _Asked, error: EchoFedError) -> None:
+        one.unusable += 1
+        if one.unusable >= MOST_UNUSABLE:
+            reason = f"It was asked {one.unusable} times, and no reply can be used: {error.what}"
+            one.answer = Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
+        else:
             self._try_again(one)
 
     def _checked(self, one: _Asked, reply: Message) -> tuple[str, Blob | None] | Error:
@@ -297,11 +317,13 @@ class SealedGrid(Grid):
             raise ReplayError("The reply answers another instruction.")
         if seal.document != _sha256(document):
             raise ReplyRefusedError("The reply's document is not the one the site signed.")
+        if seal.parameters is not None and seal.kind != "train":
+            raise ReplyRefusedError("The reply brings parameters that nobody asked for.")
+        if seal.parameters is not None and seal.parameters.size > self._largest_update_bytes:
+            raise ReplyRefusedError(f"The update of {seal.parameters.size} bytes is larger than the study's model.")
+        said = ErrorReply.model_validate_json(document) if seal.kind == "error" else None
         self._coordinator.note_reply(one.site, seal, signed)
-        if seal.kind == "error":
-            said = ErrorReply.model_validate_json(document)
-            return Error(SITE_ERROR_CODE, f"[{said.code}] {said.sentence}")
-        return document, seal.parameters
+        return Error(SITE_ERROR_CODE, f"[{said.code}] {said.sentence}") if said else (document, seal.parameters)
 
     def _expire(self, asked: Iterable[_Asked]) -> None:
         for one in asked:
@@ -326,7 +348,7 @@ class SealedGrid(Grid):
         except EchoFedError as error:
             LOG.warning("%s: %s", one.site, error.what)
             one.answer = None
-            self._try_again(one)
+            self._unusable(one, error)
             return None
         return self._end(key, Message(content_of(document, buffer), reply_to=one.message))
 

@@ -18,12 +18,12 @@ FILE_NAME = "consortium.yaml"
 class GatewayLimits(Document):
     """What one site may ask of the gateway."""
 
-    message_bytes: int = Field(default=16 * 2**20, ge=2**16, le=2**30, description="of any body but a blob's.")
+    message_bytes: int = Field(default=2**20, ge=2**18, le=2**30, description="of a Flower message or a part of one.")
     blob_bytes: int = Field(default=2 * 2**30, ge=2**16, le=64 * 2**30, description="of a file of parameters.")
     requests_per_second: float = Field(default=50.0, gt=0, le=10_000, description="of one site, over ten seconds.")
     connections_per_site: int = Field(default=32, ge=1, le=1000)
     header_timeout_seconds: float = Field(default=10.0, gt=0, le=600)
-    idle_body_timeout_seconds: float = Field(default=30.0, gt=0, le=600, description="without a byte of the body.")
+    idle_body_timeout_seconds: float = Field(default=30.0, gt=0, le=600, description="no byte of a body: closed.")
     minimum_bytes_per_second: int = Field(default=1024, ge=1, description="slower senders are cut off.")
 
 

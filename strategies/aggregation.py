@@ -62,7 +62,7 @@ class StreamingMean:
 
 
 def aggregation_weight(study: Study, reply: TrainReply, size: int) -> float:
-    """Return how much a site's update counts, > 0.
+    """Return how much a site's update counts, > 0 and finite.
 
     `precision` weighs by the inverse of the error of a site's mean gradient over the study: m patients that differ by about the
     clipping norm give it 1 / m of its square, privacy noise adds size x (sigma / (q m))^2 a step, and over all steps the mean
@@ -72,12 +72,18 @@ def aggregation_weight(study: Study, reply: TrainReply, size: int) -> float:
         study: names the weighting, and the number of steps.
         reply: the site's, with the number of patients it says unless the weighting is uniform.
         size: number of parameters that travel.
+
+    Raises:
+        ArithmeticError: what the site says gives no such weight.
     """
     patients = float(reply.patients or 1)
     if study.strategy.weighting != "precision" or reply.spent is None:
         return patients
     noise = size * (reply.spent.noise_multiplier / reply.spent.sampling_probability) ** 2 / study.steps
-    return patients**2 / (patients + noise)
+    weight = patients**2 / (patients + noise)
+    if not 0 < weight < math.inf:
+        raise ArithmeticError(f"The weight is {weight}.")
+    return weight
 
 
 def norm(update: Mapping[str, NDArray[np.float32]]) -> float:

@@ -19,6 +19,9 @@ from echofed.strategies.aggregation import StreamingMean, aggregation_weight
 from echofed.strategies.replies import read_evaluate_reply, read_train_reply
 from echofed.strategies.server_optimizers import State, apply_update
 
+UNUSABLE = (EchoFedError, ArithmeticError, ValueError)
+"""What reading a site's reply can end in; it is that site's affair and not the round's."""
+
 
 @dataclass
 class Outcome:
@@ -46,6 +49,8 @@ class StudyStrategy(Strategy):
         sites: name of each site by Flower node id; nobody else is asked or listened to.
         parameters: the shared global parameters, float32 arrays by name.
         optimizer_state: from a checkpoint; empty for a new run.
+        said_patients: training patients of each site as it said before the first round; a private study's sites say that
+            number once and for all.
     """
 
     def __init__(
@@ -54,11 +59,13 @@ class StudyStrategy(Strategy):
         sites: Mapping[int, str],
         parameters: Parameters,
         optimizer_state: State | None = None,
+        said_patients: Mapping[str, int] | None = None,
     ) -> None:
         self.study = study
         self.sites = dict(sites)
         self.parameters = parameters
         self.optimizer_state: State = optimizer_state or {}
+        self.said_patients = dict(said_patients or {})
         self.outcome = Outcome()
         self._published: ArrayRecord | None = None
         self._size = sum(array.size for array in parameters.values())
@@ -103,8 +110,8 @@ class StudyStrategy(Strategy):
         for site, message in self._from_sites(replies, self.outcome.evaluated):
             try:
                 self.outcome.evaluated[site] = read_evaluate_reply(message, self.study, server_round, site)
-            except EchoFedError as error:
-                self.outcome.refused.setdefault(site, error.what)
+            except UNUSABLE as error:
+                self.outcome.refused.setdefault(site, _why(error))
         evaluated = self.outcome.evaluated.values()
         exact = [reply.exact for reply in evaluated if reply.exact is not None]
         self.outcome.figures = _summed([reply.noisy for reply in evaluated if reply.noisy is not None])
@@ -114,7 +121,7 @@ class StudyStrategy(Strategy):
             **_from_sums(self.study, self.outcome.figures),
         }
         known: dict[str, int | float | list[int] | list[float]] = {
-            name: value for name, value in means.items() if value is not None
+            name: value for name, value in means.items() if value is not None and math.isfinite(value)
         }
         return MetricRecord(known) if known else None
 
@@ -127,11 +134,16 @@ class StudyStrategy(Strategy):
 
     def _add(self, mean: StreamingMean, round_number: int, site: str, message: Message) -> None:
         try:
-            reply, update = read_train_reply(message, self.study, round_number, site, self.parameters)
+            said = self.said_patients.get(site)
+            reply, update = read_train_reply(message, self.study, round_number, site, self.parameters, said)
+            weight = aggregation_weight(self.study, reply, self._size)
         except EchoFedError as error:
             self.outcome.refused[site] = f"[{error.code}] {error.what}"
             return
-        mean.add(update, aggregation_weight(self.study, reply, self._size))
+        except UNUSABLE as error:
+            self.outcome.refused[site] = _why(error)
+            return
+        mean.add(update, weight)
         self.outcome.trained[site] = reply
 
     def _ask(self, kind: str, round_number: int, arrays: ArrayRecord, grid: Grid) -> list[Message]:
@@ -158,6 +170,10 @@ class StudyStrategy(Strategy):
         for site in self.sites.values():
             if site not in accepted and site not in self.outcome.refused:
                 self.outcome.refused[site] = "The site did not answer in time."
+
+
+def _why(error: Exception) -> str:
+    return error.what if isinstance(error, EchoFedError) else f"The reply cannot be used: {type(error).__name__}."
 
 
 def _summed(noisy: Sequence[NoisyFigures]) -> NoisyFigures | None:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import sqlite3
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner, Result
 from echofed.cli.audit import app
 from echofed.protocol.audit_entries import received_head
 from echofed.protocol.audit_log import AUDIT_LOG_PATH, open_audit_log
-from echofed.protocol.errors import AuditLogError, EchoFedError, StateFolderError
+from echofed.protocol.errors import AuditLogError, EchoFedError, StateFolderError, UnknownNameError
 
 
 @pytest.fixture
@@ -53,6 +55,42 @@ def test_show(parties: Path) -> None:
     assert audit("show", "--state", "site", "--event", "reply").stdout.splitlines() == [lines[2], lines[4]]
 
 
+@pytest.fixture
+def three_days(tmp_path: Path) -> Path:
+    """Return the state folder of a site that answered two studies on three days."""
+    for day, study, size in ((1, "a" * 64, 100), (2, "b" * 64, 20), (3, "a" * 64, 3)):
+        noon = datetime(2030, 1, day, 12, tzinfo=UTC)
+        with open_audit_log(tmp_path, owner="north", now=partial(datetime.fromtimestamp, noon.timestamp(), UTC)) as log:
+            log.append("reply", study=study, bytes=size)
+    return tmp_path
+
+
+def numbers(state: Path, *arguments: str) -> list[str]:
+    shown = audit("show", "--state", state, *arguments).stdout.splitlines()
+    return [line.split()[0] for line in shown if not line.startswith("Bytes")]
+
+
+def test_show_by_day_and_by_study(three_days: Path) -> None:
+    assert numbers(three_days, "--since", "2030-01-02") == ["2", "3"]
+    assert numbers(three_days, "--until", "2030-01-02") == ["1", "2"]
+    assert numbers(three_days, "--since", "2030-01-01T12:00:01", "--until", "2030-01-02T12:00:00Z") == ["2"]
+    assert numbers(three_days, "--study", "a" * 8, "--last", "1") == ["3"]
+    assert numbers(three_days, "--study", "A" * 8) == ["1", "3"]
+    with pytest.raises(UnknownNameError, match="There is no study cccccccc"):
+        audit("show", "--state", three_days, "--study", "c" * 8)
+    for wrong in ("yesterday", "9999-12-31"):
+        failed = CliRunner().invoke(app, ["show", "--state", str(three_days), "--until", wrong])
+        assert (failed.exit_code, "2030-01-31" in failed.output) == (2, True)
+
+
+def test_show_ends_with_what_left_by_study(three_days: Path) -> None:
+    last = audit("show", "--state", three_days).stdout.splitlines()[-1]
+    said = f"Bytes that left with these replies, by study: {'a' * 12} 103, {'b' * 12} 20; together 123."
+    assert last == said
+    assert audit("show", "--state", three_days, "--last", 1).stdout.endswith(f"{'a' * 12} 3; together 3.\n")
+    assert "Bytes" not in audit("show", "--state", three_days, "--event", "approved").stdout
+
+
 def test_verify(parties: Path) -> None:
     assert "5 entries, whole." in audit("verify", "--state", "site").stdout
     with contextlib.closing(sqlite3.connect(parties / "site" / AUDIT_LOG_PATH)) as database:
@@ -73,6 +111,7 @@ def test_verify_against_the_other_side(parties: Path) -> None:
     # The site begins a new log, whole in itself.
     for path in (parties / "site" / "log").iterdir():
         path.unlink()
+    (parties / "site" / "log.head").unlink()
     with open_audit_log(parties / "site", owner="north") as log:
         log.append("started")
     assert "whole" in audit("verify", "--state", "site").stdout

@@ -20,7 +20,7 @@ from echofed.protocol.errors import (
 from echofed.protocol.publication import Answer
 from echofed.protocol.signing import sign
 from echofed.server.history import Round, SiteRound, append_round
-from echofed.server.studies import published_studies, read_control, receive_answer, study_folder
+from echofed.server.studies import published_studies, read_control, receive_answer, study_folder, write_control
 from echofed.server.study_status import StudyStatus, write_status
 from tests.consortia import enrolled, make_consortium
 from tests.study_files import StudyFiles, write_study_files
@@ -146,8 +146,42 @@ def test_status(founded: tuple[Path, Identity], files: StudyFiles) -> None:
     said = run("status", files.study.hash[:8])
     assert "run      waiting, round 1 of 2 (2030-01-02T03:04:05+00:00)" in said
     assert "waits    for south, west" in said
-    assert "error    [EF-603] Too few." in said
+    assert "because  [EF-603] Too few." in said
     assert "north                 refused by Dr A. Martin, 2030-01-02T03:04:05+00:00: Not now." in said
+
+
+def test_a_run_that_was_to_stop_early_says_how_to_go_on(study: str, files: StudyFiles) -> None:
+    run("run", study, "--rounds", 1)
+    place = study_folder(STATE, files.study.hash)
+    at = "2030-01-02T03:04:05+00:00"
+    write_status(place, StudyStatus(state="finished", round_number=1, rounds=1, updated_at=at))
+    said = f"run      stopped after round 1 of 2; go on: echofed study extend {files.study.hash[:12]} ({at})"
+    assert said in run("status", study)
+    write_control(STATE, files.study.hash, "finished", rounds=2)
+    write_status(place, StudyStatus(state="finished", round_number=2, rounds=2, updated_at=at))
+    assert f"run      finished, round 2 of 2 ({at})" in run("status", study)
+
+
+def test_text_of_others_cannot_steer_the_terminal(study: str, files: StudyFiles) -> None:
+    place, at = study_folder(STATE, files.study.hash), "2030-01-02T03:04:05+00:00"
+    write_status(
+        place,
+        StudyStatus(state="waiting", round_number=1, rounds=2, error="A\x1b[2J\n  run  \u202efinished", updated_at=at),
+    )
+    assert "  because  A?[2J?  run  ?finished\n" in run("status", study)
+    record = Round(
+        round_number=1,
+        attempts=1,
+        seconds=1.0,
+        bytes_down=0,
+        bytes_up=0,
+        sites={},
+        refused={"west": "[EF-406] A\x1b[2J\nnorth: \u202eok"},
+        validation_loss=None,
+        validation_metric=None,
+    )
+    append_round(place, record)
+    assert run("log", study).endswith("west: [EF-406] A?[2J?north: ?ok\n")
 
 
 def test_log(study: str, files: StudyFiles) -> None:

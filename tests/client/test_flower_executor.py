@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.fab import Fab
 
 from echofed.client.approvals import approve
-from echofed.client.flower_executor import Executor, main
+from echofed.client.flower_executor import Executor
 from echofed.client.identity_files import Identity
 from echofed.client.link import Link
 from echofed.client.link_settings import LinkSettings
@@ -24,7 +24,6 @@ from echofed.client.site import create_site
 from echofed.client.studies_sync import fetch_studies
 from echofed.protocol.audit_log import AuditLog, open_audit_log
 from echofed.protocol.bundle import bundle_hash, empty_bundle
-from echofed.protocol.errors import EnrolmentError
 from echofed.protocol.flower_records import read_sealed, sealed_content
 from echofed.protocol.messages import DescribeReply, Instruction
 from echofed.protocol.seals import ErrorReply, InstructionSeal, ReplySeal
@@ -185,6 +184,23 @@ def test_content_without_a_seal_is_refused(node: Node, content: dict[str, dict[s
     assert node.refused() == ["EF-501"]
 
 
+def test_unsigned_messages_do_not_fill_the_log(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counts() -> list[tuple[object, object]]:
+        return [
+            (entry.facts["code"], entry.facts["count"])
+            for entry in node.log.entries()
+            if entry.event == "refused request"
+        ]
+
+    for _ in range(20):
+        assert (node.answer(RecordDict()).error.reason or "").startswith("[EF-501]")
+    node.answer(node.content(), fab=Fab("", b"", {}))
+    assert counts() == [("EF-501", 1), ("EF-709", 1)]
+    monkeypatch.setattr("echofed.client.flower_executor.NOTE_SECONDS", 0.0)
+    node.answer(RecordDict())
+    assert counts()[2:] == [("EF-501", 20)]
+
+
 def test_what_the_site_will_not_do_it_says_under_its_signature(node: Node) -> None:
     (node.state / "policy.yaml").write_text("allow_without_privacy: false\nminimum_patients: 1\n")
     assert node.signed_refusal(node.answer(node.content())).code == "EF-706"
@@ -206,13 +222,3 @@ def test_an_error_nobody_expected_tells_nothing_and_the_next_message_is_answered
     assert (said.code, "17" in said.sentence) == ("EF-605", False)
     assert [entry.facts["what"] for entry in node.log.entries() if entry.event == "error"] == ["KeyError('patient 17')"]
     assert not node.answer(node.content()).has_error()
-
-
-def test_data_of_another_site_are_not_trained_on(tmp_path: Path, hospital: Hospital) -> None:
-    make_consortium(tmp_path, "north")
-    hospital.fill(2)
-    hospital.write_index()
-    create_site(tmp_path / "north", SiteSettings(name="south", data_folder=hospital.folder), bytes(32)).register()
-    (tmp_path / "secret").write_bytes(b"secret")
-    with pytest.raises(EnrolmentError, match="registered as south, the site is enrolled as north"):
-        main(tmp_path / "north", "127.0.0.1:1", tmp_path / "secret")

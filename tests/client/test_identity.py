@@ -389,6 +389,11 @@ def test_link_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProxyRefusedError, match="cannot be read"):
         load_link_settings(tmp_path).proxy_credentials()
     (tmp_path / "secret").write_text("pass word\n")
+    (tmp_path / "secret").chmod(0o640)
+    with pytest.raises(KeyFileError, match=r"can be read by others than its owner \(mode 0640\)") as raised:
+        load_link_settings(tmp_path).proxy_credentials()
+    assert "have the password changed" in raised.value.remedy
+    (tmp_path / "secret").chmod(0o600)
     assert load_link_settings(tmp_path).proxy_credentials() == ("me", "pass word")
     assert load_link_settings(tmp_path).proxy_address == ("proxy", 3128)
     path.write_text("proxy_url: http://[2001:db8::1]:3128\nproxy_user: me\nproxy_password_env: PROXY_WORD\n")

@@ -226,6 +226,7 @@ def test_a_clock_that_is_an_hour_off(link: Link, monkeypatch: pytest.MonkeyPatch
 
 def test_through_the_hospitals_proxy(door: Door, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "password").chmod(0o600)
     with hospital_proxy(credentials="hospital:secret") as port:
         url = f"http://127.0.0.1:{port}"
         settings = LinkSettings(proxy_url=url, proxy_user="hospital", proxy_password_file=tmp_path / "password")

@@ -92,6 +92,29 @@ def test_what_earlier_studies_spent_is_counted(
     assert "Does not fit." in page(hospital, log, offered)
 
 
+def test_what_approved_studies_are_still_to_spend_is_counted(
+    hospital: Any, log: AuditLog, offered: StudyFiles, tmp_path: Path
+) -> None:
+    hospital.fill(30)
+    hospital.registered()
+    (hospital.state / FILE_NAME).write_text("minimum_patients: 5\n")
+    earlier = write_study_files(tmp_path / "earlier", title="Earlier", federation={"rounds": 20})
+    study, options = earlier.study.hash, {"member": NORTH, "log": log}
+    page(hospital, log, earlier)
+    assert "with what is approved already" not in page(hospital, log, offered)
+    approve(hospital.state, study, "Dr B. Petit", **options)
+    text = page(hospital, log, offered)
+    reached = float(text.split("Approved  with what is approved already: about ")[1].split(" of 10")[0])
+    assert 10 < reached < 16
+    assert f"Fits only if Earlier ({study[:12]}) stops before its end." in text
+    (hospital.state / FILE_NAME).write_text("minimum_patients: 5\nepsilon_per_cohort: 16\n")
+    assert "Fits.\n" in page(hospital, log, offered)
+    (hospital.state / FILE_NAME).write_text("minimum_patients: 5\nepsilon_per_cohort: 16\nepsilon_per_year: 10\n")
+    assert "Fits only if Earlier" in page(hospital, log, offered)
+    withdraw(hospital.state, study, "Dr B. Petit", **options)
+    assert "with what is approved already" not in page(hospital, log, offered)
+
+
 def test_a_year_that_is_spent(hospital: Any, log: AuditLog, offered: StudyFiles) -> None:
     hospital.fill(30)
     hospital.registered()

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from echofed.protocol.errors import SignatureError, StudyError, UnknownNameError
 from echofed.protocol.publication import Answer, Withdrawal, find_hash, study_of, utc_now
+from tests.studies import make_study
 from tests.study_files import CONSORTIUM, StudyFiles, write_study_files
 
 HASHES = ["0123456789" + "a" * 54, "0123456789" + "b" * 54, "f" * 64]
@@ -73,6 +74,10 @@ def test_a_study_without_parameters_cannot_be_published(files: StudyFiles) -> No
         {"person": "x" * 201},
         {"reason": "a\u2028b"},
         {"reason": ""},
+        {"person": "Dr A. Martin\u202e"},
+        {"person": "Dr\u200b A. Martin"},
+        {"reason": "\ufeffNo."},
+        {"reason": "No.\U000e0041"},
         {"reason": "x" * 2001},
         {"number": 0},
         {"number": 10_000},
@@ -103,6 +108,19 @@ def test_a_publication_is_not_larger_than_a_study_may_be(files: StudyFiles) -> N
         files.publication(study_yaml="x" * (256 * 1024 + 1))
     with pytest.raises(ValidationError):
         files.publication(parameters_bytes=0)
+    with pytest.raises(ValidationError):
+        files.publication(parameters_bytes=2**36 + 1)
+
+
+@pytest.mark.parametrize("name", ["Dr Élodie Lefèvre", "Dr Søren Ångström-O’Neill", "Dr\u00a0A. Martin", "Dr 李 明"])
+def test_names_of_people_are_names(name: str) -> None:
+    assert Answer.model_validate(ANSWER | {"person": name}).person == name
+
+
+@pytest.mark.parametrize("letter", "\u061c\u200b\u200f\u2028\u202a\u202e\u2060\u2066\u2069\ufeff\U000e0000\U000e007f")
+def test_no_letter_that_turns_the_text_or_cannot_be_seen(letter: str) -> None:
+    with pytest.raises(ValidationError):
+        make_study(title=f"Breast{letter} lesions")
 
 
 @pytest.mark.parametrize(

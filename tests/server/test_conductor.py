@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import RunError
+from echofed.server.conductor import Conductor
 from echofed.server.publishing import withdraw_study
 from echofed.server.studies import CONTROL_FILE, read_control, study_folder, write_control
 from echofed.server.study_status import StudyStatus, read_status
@@ -52,6 +54,25 @@ def test_a_study_waits_for_its_sites_pauses_goes_on_and_stops(consortium: LocalC
         wait_for(lambda said=state: is_said(consortium, study_hash, "waiting" if said == "running" else said))
     with pytest.raises(RunError):
         consortium.run(study_hash)
+
+
+def test_one_study_s_unexpected_fault_is_said_and_ends_nothing(
+    consortium: LocalConsortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_hash = published(consortium, small_study(title="Faulty"), "faulty")
+    conductor = Conductor(consortium.coordinator, "127.0.0.1:1", b"unused")
+
+    def fault(*_: object, **__: object) -> None:
+        raise OverflowError("Numerical result out of range")
+
+    monkeypatch.setattr(conductor, "_leg", fault)
+    conductor._conduct(study_hash, alone=True)
+    status = fares(consortium, study_hash)
+    assert status is not None
+    assert (status.state, "OverflowError" in (status.error or "")) == ("failed", True)
+    errors = [entry for entry in audit(consortium.coordinator, "error") if entry.facts["study"] == study_hash]
+    assert [entry.facts["code"] for entry in errors] == ["EF-605"]
+    assert conductor._study(study_hash).next_try > time.monotonic()
 
 
 def test_a_study_that_is_taken_back_stops(consortium: LocalConsortium) -> None:

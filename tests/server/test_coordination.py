@@ -187,6 +187,7 @@ def test_a_sites_parameters_are_taken_only_whole_and_as_signed(coordinator: Path
     with pytest.raises(ReplyRefusedError):
         office.take("north", blob)
     assert office.take("south", blob) == content
+    assert not store.incoming("south", blob.sha256).exists()
     with pytest.raises(ReplyRefusedError):
         office.take("south", blob.model_copy(update={"size": 8}))
     store.incoming("south", blob.sha256).write_bytes(b"An update")

@@ -59,10 +59,11 @@ class Flower:
         self.confirm(message.metadata.run_id, message.metadata.message_id)
         return message
 
-    def reply(self, to: Message, text: str, parts: int | None = None) -> Callable[[], None]:
+    def reply(self, to: Message, said: str | dict[str, ConfigRecord], parts: int | None = None) -> Callable[[], None]:
         """Reply with some of the message's parts, all if not said; returns what sends the others."""
         coordinator, TaskIdentity.node_id = TaskIdentity.node_id, self.node
-        message = Message(RecordDict({"said": ConfigRecord({"text": text})}), reply_to=to)
+        records = {"said": ConfigRecord({"text": said})} if isinstance(said, str) else said
+        message = Message(RecordDict({**records}), reply_to=to)
         TaskIdentity.node_id = coordinator
         message.metadata.__dict__["_run_id"] = to.metadata.run_id
         message.metadata.__dict__["_message_id"] = message.object_id
@@ -153,6 +154,21 @@ def test_a_reply_without_its_parts_holds_up_nobody_and_counts_when_they_come(flo
         rest()
         (reply,) = pulled(link, [slow])
         assert (text_of(reply), reply.metadata.reply_to_message_id) == ("slow", slow)
+
+
+@pytest.mark.parametrize("large", ["one record", "many records"])
+def test_a_large_reply_is_none(flower: Flower, large: str) -> None:
+    records = {"said": ConfigRecord({"text": "x" * 2**21})}
+    if large == "many records":
+        records = {str(number): ConfigRecord({"text": str(number)}) for number in range(8)}
+    with opened(flower) as link:
+        key = ask(flower, link)
+        flower.reply(flower.take(), records)
+        assert all(one.has_error() for one in pulled(link, [key], 1.0))  # Flower says that it knows of none
+        key = ask(flower, link)
+        flower.reply(flower.take(), "small")
+        (reply,) = pulled(link, [key])
+        assert text_of(reply) == "small"
 
 
 def test_another_secret_claims_nothing(flower: Flower) -> None:

@@ -1,6 +1,7 @@
 """The gateway at work: what sites get from it, from SuperLink behind it, and how it starts and stops."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,9 +21,12 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
     PullMessagesRequest,
+    PushMessagesRequest,
     RegisterNodeFleetRequest,
     UnregisterNodeFleetRequest,
 )
+from flwr.proto.message_pb2 import Message as FlowerMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufRequestContext
@@ -31,21 +36,29 @@ from echofed.client.link import Link
 from echofed.client.link_settings import LinkSettings
 from echofed.protocol.http_head import RefusalError
 from echofed.server.authority import init_consortium
-from echofed.server.blobs import BlobStore
+from echofed.server.blobs import INCOMING, BlobStore
+from echofed.server.gateway_files import UPDATE_SPARE_BYTES
+from echofed.server.gateway_fleet import MAX_TREE_NODES
 from echofed.server.gateway_limits import MAX_WAIT_SECONDS, Notes, Quota, Rates
 from echofed.server.gateway_nodes import read_nodes
+from echofed.server.gateway_strangers import Stranger, Strangers
 from echofed.server.gateway_tls import ServerTls
+from echofed.server.members import revoke
+from echofed.server.publishing import publish_study
 from echofed.server.settings import load_settings
 from tests.gateways import (
     Door,
     Said,
+    add_site,
     embedded_door,
     free_port,
     listens,
     make_consortium,
+    short_limits,
     superlink,
     wait_for,
 )
+from tests.study_files import write_study_files
 
 
 class FlowerNode:
@@ -137,6 +150,22 @@ def test_another_sites_node_and_key_are_refused(door: Door) -> None:
     assert north.pull(prefer="wait=0").status == 200
 
 
+def test_a_message_of_many_objects_and_a_large_one_are_refused(door: Door) -> None:
+    node = FlowerNode(door)
+    node.register()
+    message = FlowerMessage(metadata=Metadata(src_node_id=node.node_id))
+    tree = ObjectTree(object_id="0", children=[ObjectTree(object_id=str(number)) for number in range(1, 9)])
+    pushed = PushMessagesRequest(node=Node(node_id=node.node_id), messages_list=[message], message_object_trees=[tree])
+    said = node.send("push-messages", pushed)
+    assert (said.status, said.code) == (413, "EF-805")
+    del tree.children[MAX_TREE_NODES - 1 :]
+    pushed = PushMessagesRequest(node=Node(node_id=node.node_id), messages_list=[message], message_object_trees=[tree])
+    assert node.send("push-messages", pushed).status != 413
+    part = PushObjectRequest(node=Node(node_id=node.node_id), object_id="0", object_content=bytes(2**20))
+    said = node.send("push-object", part)
+    assert (said.status, said.code) == (413, "EF-805")
+
+
 def test_superlinks_own_errors_pass_unchanged(door: Door) -> None:
     node = FlowerNode(door)
     node.register()
@@ -151,7 +180,11 @@ def test_superlinks_own_errors_pass_unchanged(door: Door) -> None:
 def test_a_site_that_goes_away_is_noticed(door: Door) -> None:
     node = FlowerNode(door)
     node.register()
-    before = threading.active_count()
+    counts = []
+    for _ in range(25):  # those of the requests before may still be ending
+        time.sleep(0.02)
+        counts.append(threading.active_count())
+    before = min(counts)
     tls = door.connect()
     body = PullMessagesRequest(node=Node(node_id=node.node_id)).SerializeToString()
     lines = ["POST /v1/fleet/pull-messages HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
@@ -247,6 +280,69 @@ def test_too_many_requests_wait_and_then_are_refused() -> None:
     assert refused.value.status == 429
     now[0] += MAX_WAIT_SECONDS + 1
     assert rates.wait_seconds("north") == 0.0
+
+
+def test_the_door_stays_open_however_many_wait_in_it(tmp_path: Path) -> None:
+    coordinator = make_consortium(tmp_path, "north")
+    limits = replace(short_limits(coordinator), strangers=4, strangers_per_address=4)
+    with embedded_door(tmp_path, free_port(), limits) as door, contextlib.ExitStack() as held:
+        start = time.monotonic()
+        silent = [socket.create_connection(("127.0.0.1", door.port), 5) for _ in range(8)]
+        for stream in silent:
+            held.callback(stream.close)
+        assert door.ask("GET", "/v1/time").status == 200
+        assert time.monotonic() - start < limits.silent_seconds
+        for stream in silent:
+            assert stream.recv(1) == b""
+        assert time.monotonic() - start < limits.silent_seconds + 2 < limits.handshake_seconds
+
+
+def test_the_oldest_stranger_of_the_fullest_address_goes() -> None:
+    strangers, pairs = Strangers(2, 4), list[tuple[socket.socket, socket.socket]]()
+
+    def enter(address: str) -> tuple[Stranger, Stranger | None]:
+        pairs.append(socket.socketpair())
+        stranger = Stranger(pairs[-1][0], address)
+        return stranger, strangers.enter(stranger)
+
+    (first, _), (second, dropped) = enter("a"), enter("a")
+    assert dropped is None
+    assert enter("a")[1] is first  # its address is full
+    assert pairs[0][1].recv(1) == b""
+    assert not strangers.goes_on(first, first.stream)
+    assert strangers.goes_on(second, second.stream)
+    strangers.leave(first)  # it has no place to give back
+    assert [enter(address)[1] for address in "bcd"] == [None, None, second]
+    for pair in pairs:
+        pair[0].close()
+        pair[1].close()
+
+
+def test_a_blob_larger_than_any_published_model_is_refused(tmp_path: Path) -> None:
+    coordinator, files = make_consortium(tmp_path, "north"), write_study_files(tmp_path / "offered")
+    head = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: {{}}\r\n\r\n"
+    largest = files.parameters_path.stat().st_size + UPDATE_SPARE_BYTES
+    with embedded_door(tmp_path, free_port()) as door:
+        with door.connect() as tls:
+            tls.sendall(head.format(largest + 1).encode() + b"x")
+            tls.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                tls.recv(1)  # without a study it is waited for
+        publish_study(coordinator, files.study_path, files.parameters_path)
+        assert door.say(head.format(largest + 1).encode()).status == 413
+
+
+def test_what_a_revoked_site_sent_goes(door: Door) -> None:
+    store = BlobStore(door.coordinator)
+    add_site(door.folder, "leaving")
+    for site in ("leaving", "north"):
+        content = f"from {site}".encode()
+        assert door.ask("PUT", f"/v1/blobs/{hashlib.sha256(content).hexdigest()}", content, site).status == 200
+    assert list((door.coordinator / INCOMING / "leaving").iterdir())
+    revoke(door.coordinator, "leaving", "test")
+    assert door.ask("PUT", f"/v1/blobs/{hashlib.sha256(b'next').hexdigest()}", b"next").status == 200
+    assert not list((door.coordinator / INCOMING / "leaving").iterdir())
+    assert store.has_incoming("north", hashlib.sha256(b"from north").hexdigest(), len(b"from north"))
 
 
 def test_each_has_a_share_and_gives_it_back() -> None:

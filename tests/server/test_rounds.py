@@ -78,7 +78,7 @@ class FunctionGrid(Grid):
 
 
 def adds(step: float) -> Site:
-    return lambda instruction, w: (step, None) if instruction.kind == "train" else (1.0, float(w[0]) % 5)
+    return lambda instruction, w: (step, None) if instruction.kind == "train" else (1.0, float(w[0]) % 5 / 5)
 
 
 def failing(instruction: Instruction, w: np.ndarray) -> tuple[float, float | None]:
@@ -90,7 +90,7 @@ def test_rounds_add_up_and_the_best_is_kept_beside_the_last(tmp_path: Path) -> N
     grid = FunctionGrid(study, {1: adds(1.0), 2: adds(1.0)})
     checkpoint = run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path, False))
     np.testing.assert_allclose(checkpoint.parameters["w"], 6.0)
-    assert (checkpoint.best_round, checkpoint.best_metric) == (4, 4.0)
+    assert (checkpoint.best_round, checkpoint.best_metric) == (4, 0.8)
     np.testing.assert_allclose(checkpoint.best_parameters["w"], 4.0)
     history = read_history(tmp_path, 6)
     assert [record.round_number for record in history] == [1, 2, 3, 4, 5, 6]
@@ -143,6 +143,21 @@ def test_a_site_with_nan_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     checkpoint = run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path, False))
     np.testing.assert_allclose(checkpoint.parameters["w"], 2.0)
     assert "NaN" in read_history(tmp_path, 2)[1].refused["south"]
+
+
+def test_a_figure_that_cannot_be_ends_no_round(tmp_path: Path) -> None:
+    study = make_study(federation={"rounds": 2})
+
+    def lies(instruction: Instruction, w: np.ndarray) -> tuple[float, float | None]:
+        return (1.0, None) if instruction.kind == "train" else (1e308, 0.5)
+
+    checkpoint = run_study(
+        study, FunctionGrid(study, {1: adds(1.0), 2: lies}), SITES, INITIAL, RunFolder(tmp_path, False)
+    )
+    assert checkpoint.round_number == 2
+    last = read_history(tmp_path, 2)[1]
+    assert last.validation_loss == 1.0
+    assert "loss" in last.refused["south"]
 
 
 def test_fewer_sites_than_required_do_not_start(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def ask(grid: SealedGrid, round_number: int = 1, seconds: float = 5.0, parameter
 def test_each_site_is_asked_by_name_and_answers_once() -> None:
     office = Office()
     network = Network(office, honest(office))
-    replies = ask(SealedGrid(office, lambda: network, SITES))
+    replies = ask(SealedGrid(office, lambda: network, SITES, largest_update_bytes=100))
     assert [document_of(reply.content) for reply in replies] == [f'{{"site": "{site}"}}' for site in SITES]
     assert [buffer_of(reply.content) for reply in replies] == [b"weights" + site.encode() for site in SITES]
     seals = [
@@ -180,7 +180,7 @@ def test_each_site_is_asked_by_name_and_answers_once() -> None:
 def test_lost_repeated_and_reordered_messages_change_nothing(seed: int) -> None:
     office = Office()
     network = Network(office, honest(office), trouble=0.3, seed=seed)
-    grid = SealedGrid(office, lambda: network, SITES)
+    grid = SealedGrid(office, lambda: network, SITES, largest_update_bytes=100)
     for round_number in (1, 2):
         replies = ask(grid, round_number, seconds=30.0)
         assert [buffer_of(reply.content) for reply in replies] == [b"weights" + site.encode() for site in SITES]
@@ -196,7 +196,8 @@ def test_a_node_that_starts_anew_is_asked_again_at_once() -> None:
         return honest(office)(site, document, signed)
 
     network = Network(office, dies_once)
-    assert len([reply for reply in ask(SealedGrid(office, lambda: network, SITES)) if not reply.has_error()]) == 3
+    replies = ask(SealedGrid(office, lambda: network, SITES, largest_update_bytes=100))
+    assert [reply.has_error() for reply in replies] == [False] * 3
     assert [message.metadata.dst_node_id for message in network.sent].count(555) == 1
 
 
@@ -204,7 +205,7 @@ def test_a_silent_site_does_not_hold_up_the_others() -> None:
     office = Office()
     office.silent.add("north")
     network = Network(office, honest(office))
-    replies = ask(SealedGrid(office, lambda: network, SITES))
+    replies = ask(SealedGrid(office, lambda: network, SITES, largest_update_bytes=100))
     assert [reply.has_error() for reply in replies] == [False, True, False]
     assert "offline" in (replies[1].error.reason or "")
 
@@ -213,7 +214,7 @@ def test_a_site_whose_node_is_away_for_a_moment_is_waited_for() -> None:
     office = Office()
     network = Network(office, honest(office))
     office.silent.add("north")
-    grid = SealedGrid(office, lambda: network, SITES, lambda: None)
+    grid = SealedGrid(office, lambda: network, SITES, lambda: None, largest_update_bytes=100)
     threading.Timer(0.05, office.silent.clear).start()
     assert not any(reply.has_error() for reply in ask(grid))
 
@@ -225,7 +226,7 @@ def test_a_site_that_never_answers_ends_with_the_time_and_its_late_reply_is_drop
         return None if site == "west" else honest(office)(site, document, signed)
 
     network = Network(office, slow)
-    grid = SealedGrid(office, lambda: network, SITES)
+    grid = SealedGrid(office, lambda: network, SITES, largest_update_bytes=100)
     replies = ask(grid, seconds=0.2)
     assert [reply.has_error() for reply in replies] == [False, False, True]
     for message in network.sent:
@@ -254,7 +255,7 @@ def test_a_site_that_never_answers_ends_with_the_time_and_its_late_reply_is_drop
 def test_a_reply_that_is_not_signed_for_exactly_this_counts_for_nothing(changes: dict[str, object]) -> None:
     office = Office()
     network = Network(office, honest(office, **changes))
-    replies = ask(SealedGrid(office, lambda: network, ["east"]), seconds=0.3)
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100), seconds=0.3)
     assert [reply.has_error() for reply in replies] == [True]
     assert {code for _, code in office.refused} <= {"EF-707", "EF-501"}
     assert office.refused
@@ -271,7 +272,7 @@ def test_a_reply_of_another_site_or_an_earlier_round_cannot_be_passed_off() -> N
         earlier.append(honest(office)(site, document, signed))
         return earlier[-1]
 
-    grid = SealedGrid(office, lambda: network, ["east", "north"])
+    grid = SealedGrid(office, lambda: network, ["east", "north"], largest_update_bytes=100)
     network = Network(office, replays)
     assert not any(reply.has_error() for reply in ask(grid, 1))
     assert all(reply.has_error() for reply in ask(grid, 2, seconds=0.3))
@@ -287,7 +288,7 @@ def test_parameters_that_are_not_those_the_site_signed_are_asked_for_again() -> 
         return content
 
     network = Network(office, torn)
-    replies = ask(SealedGrid(office, lambda: network, ["east"]))
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100))
     assert buffer_of(replies[0].content) == b"weightseast"
     assert next(tries) == 2
 
@@ -315,8 +316,46 @@ def test_a_site_s_refusal_is_passed_on_and_flower_s_own_errors_are_not() -> None
         return sealed_content(said, sign(office.site_keys[site], "reply", reply))
 
     network = Network(office, refuses)
-    replies = ask(SealedGrid(office, lambda: network, ["east"]))
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100))
     assert replies[0].error.reason == "[EF-706] The hospital's policy does not allow this."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": Blob(sha256="a" * 64, size=101)},
+        {"kind": "error", "parameters": Blob(sha256="a" * 64, size=1)},
+        {"kind": "error", "parameters": None},  # signed, and no error's document
+    ],
+)
+def test_a_site_whose_replies_cannot_be_used_ends_its_turn_and_nothing_is_read(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office, read = Office(), list[Blob]()
+    monkeypatch.setattr(office, "take", lambda site, blob: read.append(blob))
+    network = Network(office, honest(office, **changes))
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100), seconds=30.0)
+    assert "asked 5 times, and no reply can be used" in (replies[0].error.reason or "")
+    assert office.refused == [("east", "EF-501")] * 5
+    assert read == []
+
+
+def test_an_answer_to_another_question_brings_no_parameters() -> None:
+    office = Office()
+    network = Network(office, honest(office, parameters=Blob(sha256="a" * 64, size=1)))
+    grid = SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100)
+    document = Instruction(kind="evaluate", study_hash=STUDY, round_number=1).model_dump_json()
+    message = grid.create_message(content_of(document, b""), "evaluate", 1, "1", 30.0)
+    (reply,) = exchange(grid, [message], 30.0)
+    assert "nobody asked for" in (reply.error.reason or "")
+
+
+def test_parameters_that_never_come_whole_end_the_site_s_turn() -> None:
+    office = Office()
+    network = Network(office, honest(office, parameters=Blob(sha256="a" * 64, size=9)))
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100), seconds=30.0)
+    assert "not arrived whole" in (replies[0].error.reason or "")
+    assert len(network.sent) == 5
 
 
 def test_a_round_can_be_given_up() -> None:
@@ -327,4 +366,4 @@ def test_a_round_can_be_given_up() -> None:
 
     network = Network(office, honest(office))
     with pytest.raises(InterruptedRunError):
-        ask(SealedGrid(office, lambda: network, SITES, stopped))
+        ask(SealedGrid(office, lambda: network, SITES, stopped, largest_update_bytes=100))

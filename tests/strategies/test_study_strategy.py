@@ -1,5 +1,6 @@
 """Which replies count: the good ones do, every bad one is refused, counted and named."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from echofed.protocol.errors import NonFiniteLossError
 from echofed.protocol.flower_records import content, error_reply, parameters_record
-from echofed.protocol.messages import ARRAY_KEY, PARAMETERS_RECORD, Instruction, TrainReply
+from echofed.protocol.messages import (
+    ARRAY_KEY,
+    PARAMETERS_RECORD,
+    EvaluateReply,
+    Instruction,
+    TrainReply,
+)
 from echofed.protocol.study import Study
 from echofed.simulations.identity import declare_task
 from echofed.strategies.study_strategy import StudyStrategy
@@ -152,6 +159,78 @@ def test_a_private_study_takes_no_reply_without_noise_nor_one_with_its_loss() ->
     strategy.aggregate_train(1, replies)
     assert list(strategy.outcome.trained) == ["east"]
     assert set(strategy.outcome.refused) == {"north", "south"}
+
+
+SPENT = {"noise_multiplier": 3.0, "sampling_probability": 0.5, "steps": 2, "delta": 1 / 300}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spent": {**SPENT, "noise_multiplier": 1e200}},
+        {"spent": {**SPENT, "noise_multiplier": 0.01}},
+        {"spent": {**SPENT, "sampling_probability": 1e-300}},
+        {"spent": {**SPENT, "steps": 3}},
+        {"spent": {**SPENT, "delta": 0.5}},
+        {"patients": 900, "spent": {**SPENT, "delta": 1 / 9000}},
+        {"patients": 10**9, "spent": {**SPENT, "delta": 1e-10}},
+    ],
+)
+def test_a_mechanism_or_a_number_of_patients_that_is_not_the_study_s_is_refused(changes: dict[str, Any]) -> None:
+    study = make_study(privacy=PRIVATE, strategy={"weighting": "precision"})
+    strategy = StudyStrategy(study, SITES, dict(GLOBAL), said_patients=dict.fromkeys(SITES.values(), 30))
+    honest = {"patients": 30, "training_loss": None, "spent": SPENT}
+    bad = reply_from(11, study, **honest)
+    document = TrainReply.model_validate({**_said(study), **honest}).model_dump() | changes
+    bad.content["document"] = ConfigRecord({"json": json.dumps(document)})
+    arrays, _ = strategy.aggregate_train(
+        1, [bad, reply_from(12, study, **honest), reply_from(13, study, update(3.0), **honest)]
+    )
+    assert arrays is not None
+    assert list(strategy.outcome.refused) == ["north"]
+    np.testing.assert_allclose(strategy.parameters["head.bias"], 2.0)
+
+
+def _said(study: Study) -> dict[str, Any]:
+    return {"site": "north", "study_hash": study.hash, "round_number": 1, "seconds": None}
+
+
+def figures_from(node: int, study: Study, **figures: Any) -> Message:
+    fields = {"site": SITES[node], "study_hash": study.hash, "round_number": 1, **figures}
+    return Message(content(EvaluateReply.model_validate(fields)), reply_to=instruction_to(node, study))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"loss": 1e308}, {"loss": -1e308}, {"metric": 1e308}, {"metric": -0.1}, {"metric": 1.5}]
+)
+def test_exact_figures_that_cannot_be_are_refused_and_the_others_count(bad: dict[str, float]) -> None:
+    study = make_study()
+    strategy = strategy_for(study)
+    good = {"patients": 20, "loss": 0.5, "metric": 0.75}
+    means = strategy.aggregate_evaluate(
+        1, [figures_from(11, study, exact={**good, **bad}), figures_from(12, study, exact=good)]
+    )
+    assert means == {"loss": 0.5, "metric": 0.75}
+    assert list(strategy.outcome.refused) == ["north"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"sums": (1.7e308,) * 24, "noise_stddev": 1.0},
+        {"sums": (-1e200,) * 24, "noise_stddev": 1.0},
+        {"sums": (1.0,) * 24, "noise_stddev": 1e308},
+        {"sums": (1e-200,) * 24, "noise_stddev": 1e-300},
+    ],
+)
+def test_noisy_figures_that_cannot_be_are_refused_and_the_others_count(bad: dict[str, Any]) -> None:
+    study = make_study(privacy=PRIVATE)
+    good = {"sums": (20.0,) * 24, "noise_stddev": 1.0}
+    strategy = strategy_for(study)
+    means = strategy.aggregate_evaluate(1, [figures_from(11, study, noisy=bad), figures_from(12, study, noisy=good)])
+    assert means is not None
+    assert means["metric"] == pytest.approx(0.5)
+    assert list(strategy.outcome.refused) == ["north"]
 
 
 def test_replies_are_consumed_one_at_a_time() -> None:
