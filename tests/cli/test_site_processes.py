@@ -8,7 +8,7 @@ from echofed.cli.site_processes import run_site
 from echofed.client.settings import SiteSettings
 from echofed.client.site import create_site
 from echofed.protocol.errors import RegistrationError
-from tests.consortia import make_consortium
+from tests.gateways import make_consortium
 
 
 def test_data_registered_under_another_name_are_not_trained_on(tmp_path: Path) -> None:
