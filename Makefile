@@ -14,7 +14,7 @@ demo: $(VENV)/research.installed ## a private federated study on phantoms, from 
 
 test: $(VENV)/development.installed ## all tests
 	tests/debian_packages.sh
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore=tests/consortium
 
 e2e: $(VENV)/development.installed ## more of the real consortium than `make test` runs
 	tests/debian_packages.sh

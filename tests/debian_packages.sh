@@ -1,9 +1,9 @@
 #!/bin/sh
-# The Debian packages that tests run against: nginx in front of the gateway, systemd's checks of units, another clock,
+# The Debian packages that tests run against: nginx in front of the gateway, systemd's checks of units, other clocks,
 # network namespaces. Installs what is missing; no service is started.
 set -eu
 missing=""
-for package in iproute2 nftables nginx-light systemd; do
+for package in faketime gcc iproute2 libc6-dev nftables nginx-light systemd; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 done
 [ -z "$missing" ] && exit 0

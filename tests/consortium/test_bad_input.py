@@ -102,6 +102,16 @@ def test_key_files_that_cannot_be_used(north: Path, spoil: Callable[[Path], None
     assert "EF-701" in said("site", "start", "--state", north, status=2)
 
 
+def test_data_registered_under_another_name(consortium: LocalConsortium, north: Path, phantoms: Path) -> None:
+    for path in north.glob("registry*"):
+        path.unlink()
+    register = ("site", "register", phantoms / "north", "--state", north, "--column", "exam=exam_id")
+    text = said(*register, "--name", "other", status=2)
+    assert "EF-201" in text
+    assert "enrolled as north, not as other" in text
+    assert "patients" in said(*register)
+
+
 def test_the_gateways_port_is_in_use(consortium: LocalConsortium, tmp_path: Path) -> None:
     state = tmp_path / "C"
     with socket.create_server(("127.0.0.1", 0)) as taken:

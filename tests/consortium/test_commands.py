@@ -104,7 +104,7 @@ def new_study(made: Consortium, title: str, rounds: int = 3) -> str:
 
 def rounds_of(made: Consortium, study: str) -> tuple[str, int]:
     """Return state and last round of a study, from its status."""
-    found = re.search(r"run      (.+), round (\d+) of", made.at("study", "status", study))
+    found = re.search(r"run      (\w+)(?:,| after) round (\d+) of", made.at("study", "status", study))
     return (found[1], int(found[2])) if found else ("", 0)
 
 
@@ -132,9 +132,9 @@ def test_from_publication_to_the_model(consortium: Consortium) -> None:
     assert re.search(r"north +approved by Dr A. Martin", status)
     assert re.search(r"west +refused by Dr W. Ouest.*Not now\.", status)
     consortium.at("study", "run", study, "--rounds", 1)
-    wait_for(lambda: rounds_of(consortium, study) == ("finished", 1))
+    wait_for(lambda: rounds_of(consortium, study) == ("stopped", 1))
     consortium.at("study", "extend", study, "--rounds", 2)
-    wait_for(lambda: rounds_of(consortium, study) == ("finished", 2))
+    wait_for(lambda: rounds_of(consortium, study) == ("stopped", 2))
     assert "EF-6" in consortium.at("study", "extend", study, "--rounds", 4, status=2)
     consortium.site("west", "approve", study, "--by", "Dr W. Ouest", "--reason", "Now.")
     consortium.at("study", "extend", study, "--rounds", 3)

@@ -169,17 +169,21 @@ def _messages(rng: random.Random) -> tuple[str, float, Act, Act]:
         delay_seconds=rng.choice((0.3, 1.5)),
     )
 
-    def apply(here: Harness, kind: Mischief) -> bool:
+    before: list[int] = []
+
+    def begin(here: Harness, study: str) -> bool:
         assert here.relay is not None
-        here.relay.mischief = kind
+        before.append(here.relay.times)
+        here.relay.mischief = mischief
         return True
 
-    return (
-        str(mischief),
-        rng.uniform(4, 12),
-        lambda here, study: apply(here, mischief),
-        lambda here, study: apply(here, Mischief()),
-    )
+    def end(here: Harness, study: str) -> bool:
+        assert here.relay is not None
+        here.relay.mischief = Mischief()
+        here.say(f"    {here.relay.times - before[0]} requests were doubled, held back, repeated or lost")
+        return True
+
+    return str(mischief), rng.uniform(4, 12), begin, end
 
 
 def _full_disk(rng: random.Random) -> tuple[str, float, Act, Act]:

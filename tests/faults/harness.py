@@ -37,8 +37,8 @@ POLICY = "allow_without_privacy: true\nminimum_patients: 1\nepsilon_per_cohort: 
 RESTART_SECONDS = 1.0
 """After which a party whose supervisor has ended is started again, as systemd would."""
 START_SECONDS = 120.0
-DISK_MEBIBYTES = {"coordinator": 400, **dict.fromkeys(SITES, 64)}
-"""The gateway leaves 256 MiB free, so that the coordinator's own files still fit."""
+DISK_MEBIBYTES = {"coordinator": 400, **dict.fromkeys(SITES, 1200)}
+"""The gateway takes nothing that leaves less than 256 MiB free, a site nothing that leaves less than 1 GiB."""
 BALLAST = "ballast"
 
 
@@ -102,8 +102,11 @@ class Harness:
             undo.callback(self._remove)
             self._copy()
             undo.callback(self._end)
-            for party in PARTIES:
-                self._start(party)
+            self._start("coordinator")
+            if self.isolated and not self.wait(START_SECONDS, lambda: bool(self._relayed)):
+                raise RunError("SuperLink does not start.", f"See {self.consortium.folder / 'logs'}.")
+            for site in SITES:  # not before: a connection that is there already would not come by the relay
+                self._start(site)
             yield
 
     def tend(self) -> None:
@@ -133,16 +136,19 @@ class Harness:
     def approve(self, hashes: Sequence[str]) -> None:
         """Have every site approve studies; waits until the gateway answers."""
         for site in SITES:
-            done: list[bool] = []
+            failures: list[EchoFedError] = []
 
-            def attempt(site: str = site, done: list[bool] = done) -> bool:
-                with contextlib.suppress(EchoFedError), self.inside(site):
-                    self._approve(site, hashes)
-                    done.append(True)
-                return bool(done)
+            def attempt(site: str = site, failures: list[EchoFedError] = failures) -> bool:
+                try:
+                    with self.inside(site):
+                        self._approve(site, hashes)
+                except EchoFedError as error:
+                    failures[:] = [error]
+                    return False
+                return True
 
             if not self.wait(START_SECONDS, attempt):
-                raise RunError(f"{site} cannot reach the coordinator.", f"See {self.consortium.folder / 'logs'}.")
+                raise RunError(f"{site} cannot approve: {failures[-1].what}", f"See {self.consortium.folder / 'logs'}.")
 
     def inside(self, party: str) -> contextlib.AbstractContextManager[None]:
         """Have new sockets of this thread be a party's."""
@@ -173,6 +179,9 @@ class Harness:
     def fill_disk(self, party: str) -> None:
         """Leave no byte on a party's disk."""
         with (self.state(party) / BALLAST).open("ab", buffering=0) as ballast:
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(ballast.fileno(), 0, shutil.disk_usage(self.state(party)).free)
+            os.lseek(ballast.fileno(), 0, os.SEEK_END)
             for size in (1 << 20, 1 << 12, 1):
                 with contextlib.suppress(OSError):
                     while ballast.write(bytes(size)) == size:
