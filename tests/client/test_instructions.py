@@ -67,8 +67,8 @@ def test_an_instruction_of_our_coordinator_for_us_is_followed() -> None:
         ({"round_number": 3}, ReplayError),
         ({"kind": "evaluate"}, ReplayError),
         ({"document": "0" * 64}, ReplayError),
-        ({"issued_at": at(-60 * MINUTE), "expires_at": at(-10 * MINUTE)}, ReplayError),
-        ({"issued_at": at(10 * MINUTE), "expires_at": at(60 * MINUTE)}, ClockError),
+        ({"issued_at": at(-660 * MINUTE), "expires_at": at(-600 * MINUTE)}, ReplayError),
+        ({"issued_at": at(600 * MINUTE), "expires_at": at(660 * MINUTE)}, ClockError),
     ],
 )
 def test_one_that_was_meant_otherwise_is_refused(changes: dict[str, Any], error: type[EchoFedError]) -> None:
