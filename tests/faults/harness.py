@@ -5,6 +5,7 @@ root and a C compiler. Without, all run on loopback, and only their processes ca
 """
 
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from echofed.cli.supervisor import free_port
 from echofed.client.approvals import approve
 from echofed.client.identity import load_identity
+from echofed.client.kept_replies import FOLDER
 from echofed.client.link import Link
 from echofed.client.link_settings import load_link_settings
 from echofed.client.settings import SiteSettings
@@ -26,6 +28,7 @@ from echofed.client.site import create_site
 from echofed.client.studies_sync import fetch_studies, send_answers
 from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.errors import EchoFedError, RunError
+from echofed.protocol.flower_records import buffer_of, content_from
 from echofed.simulations.local_consortium import LocalConsortium
 from tests.faults.network import Network
 from tests.faults.relay import Relay, answers, listening_port
@@ -62,6 +65,7 @@ class Harness:
     _ended: dict[str, float] = field(default_factory=dict)
     _seen: dict[int, str] = field(default_factory=dict)
     _relayed: int = 0
+    _kept: dict[Path, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Choose where everything lies."""
@@ -122,6 +126,7 @@ class Harness:
             for pid in self.consortium.process_ids(party).values():
                 self._seen.setdefault(pid, party)
         self._stand_before_superlink()
+        self._keep_updates()
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Tend until something is so or the time is up; return whether it is."""
@@ -190,6 +195,23 @@ class Harness:
     def free_disk(self, party: str) -> None:
         """Take away what filled a party's disk."""
         (self.state(party) / BALLAST).unlink(missing_ok=True)
+
+    def update(self, sha256: str) -> Path:
+        """Return where an update lies that a site has made in a private study: the site itself keeps the last one only."""
+        return self.consortium.folder / "updates" / sha256
+
+    def _keep_updates(self) -> None:
+        for path in (path for site in SITES for path in (self.state(site) / FOLDER).glob("*/*-train")):
+            with contextlib.suppress(FileNotFoundError):  # just forgotten by the site
+                changed = path.stat().st_mtime_ns
+                if self._kept.get(path) == changed:
+                    continue
+                content = path.read_bytes().split(b"\n", 3)[3]
+                update = buffer_of(content_from(content))
+                kept = self.update(hashlib.sha256(update).hexdigest())
+                kept.parent.mkdir(exist_ok=True)
+                kept.write_bytes(update)
+                self._kept[path] = changed
 
     def _clock(self, party: str) -> Path:
         return self.folder / "clocks" / party

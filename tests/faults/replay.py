@@ -12,7 +12,6 @@ from echofed.protocol.arrays import Parameters, decode_parameters
 from echofed.protocol.audit_log import open_existing_log
 from echofed.protocol.shared_layers import shared_parameters
 from echofed.protocol.study_folder import read_study_folder
-from echofed.server.blobs import INCOMING
 from echofed.server.conductor import LAST_MODEL_FILE
 from echofed.server.history import Round
 from echofed.server.studies import study_folder
@@ -70,9 +69,7 @@ def check_model(harness: Harness, ran: Ran, replay: Replay) -> str:
     """
     rounds, model = rounds_of(harness, ran), published_model(harness, ran.study)
     if ran.variant == "private":
-        expected, against = from_blobs(harness, ran.study, rounds), "the sum of its updates"
-        if expected is None:
-            return "nothing: an update is gone"
+        expected, against = from_updates(harness, ran.study, rounds), "the sum of its updates"
     else:
         folder = study_folder(harness.state("coordinator"), ran.study)
         expected, against = replay.model(folder, rounds), "the same replies in one process"
@@ -81,8 +78,8 @@ def check_model(harness: Harness, ran: Ran, replay: Replay) -> str:
     return against
 
 
-def from_blobs(harness: Harness, study_hash: str, rounds: Sequence[Round]) -> Parameters | None:
-    """Return the shared parameters that the updates which the coordinator accepted add up to; None if one is gone."""
+def from_updates(harness: Harness, study_hash: str, rounds: Sequence[Round]) -> Parameters:
+    """Return the shared parameters that the updates add up to which the coordinator logged and the sites had made."""
     coordinator = harness.state("coordinator")
     folder = study_folder(coordinator, study_hash)
     study, initial, metadata = read_study_folder(folder)
@@ -96,10 +93,7 @@ def from_blobs(harness: Harness, study_hash: str, rounds: Sequence[Round]) -> Pa
     for record in rounds:
         mean = StreamingMean(current)
         for site in (site for site, one in record.sites.items() if one.trained):
-            path = coordinator / INCOMING / site / replies[record.round_number, site]
-            if not path.exists():
-                return None
-            content = path.read_bytes()
+            content = harness.update(replies[record.round_number, site]).read_bytes()
             mean.add(decode_parameters(content, len(content)), 1.0)
         current = _applied(study.strategy.server_optimizer, current, mean)
     return current
