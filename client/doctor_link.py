@@ -15,7 +15,7 @@ from echofed.client.findings import Finding, bad, from_error, good, warning, wit
 from echofed.client.identity import Identity
 from echofed.client.link_settings import LinkSettings
 from echofed.client.tunnel import GatewayConnection, Way, explained, open_tunnel
-from echofed.protocol.certificates import check_validity, common_name
+from echofed.protocol.certificates import certificate_from_der, check_validity, common_name
 from echofed.protocol.errors import CertificateError, ClockError, EchoFedError, KeyFileError, ProxyRefusedError
 from echofed.protocol.membership import Membership, split_address
 
@@ -127,7 +127,7 @@ def _context(membership: Membership, identity: Identity) -> ssl.SSLContext:
 
 
 def _server(membership: Membership, stream: ssl.SSLSocket, now: Callable[[], datetime]) -> Finding:
-    certificate = x509.load_der_x509_certificate(stream.getpeercert(binary_form=True) or b"")
+    certificate = certificate_from_der(stream.getpeercert(binary_form=True) or b"")
     what = f"The server's certificate ({common_name(certificate.subject)})"
     try:
         check_validity(certificate, now(), what)
@@ -143,7 +143,7 @@ def _who_answers(way: Way) -> Iterator[Finding]:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(EchoFedError, OSError, ValueError):
         with contextlib.closing(open_tunnel(Way(way.membership, context, way.settings))) as stream:
-            found = x509.load_der_x509_certificate(stream.getpeercert(binary_form=True) or b"")
+            found = certificate_from_der(stream.getpeercert(binary_form=True) or b"")
         subject, issuer = common_name(found.subject) or "nobody", common_name(found.issuer) or "nobody"
         what = f"What answers at {way.membership.address} calls itself {subject}, certified by {issuer}."
         expected = (

@@ -46,6 +46,23 @@ _KNOWN_EXTENSIONS = {
     ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 }
+# What `cryptography` raises for what it cannot read; InvalidVersion is no ValueError.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+_PARSED_LATE = (
+    "subject",
+    "issuer",
+    "extensions",
+    "not_valid_before_utc",
+    "not_valid_after_utc",
+    "signature_hash_algorithm",
+)
 
 
 def parse_certificate(pem: str) -> x509.Certificate:
@@ -56,11 +73,24 @@ def parse_certificate(pem: str) -> x509.Certificate:
     """
     try:
         found = x509.load_pem_x509_certificates(pem.encode()) if len(pem) <= MAX_PEM_CHARACTERS else []
-    except ValueError:
+    except _UNREADABLE:
         found = []
     if len(found) != 1:
         raise CertificateError("This is not one certificate in PEM, or it is damaged.")
-    return found[0]
+    return _read_to_the_end(found[0])
+
+
+def certificate_from_der(content: bytes) -> x509.Certificate:
+    """Return a certificate as TLS hands it over.
+
+    Raises:
+        CertificateError: it is not one, or damaged.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(content)
+    except _UNREADABLE as error:
+        raise CertificateError("The certificate is damaged.") from error
+    return _read_to_the_end(certificate)
 
 
 def parse_request(pem: str, use: Use, name: str) -> x509.CertificateSigningRequest:
@@ -73,12 +103,13 @@ def parse_request(pem: str, use: Use, name: str) -> x509.CertificateSigningReque
         request = x509.load_pem_x509_csr(pem.encode())
         sound = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+        subject = request.subject
+    except _UNREADABLE as error:
         raise CertificateError("This is not a signing request in PEM, or it is damaged.") from error
     if not sound:
         raise CertificateError("The signing request is not signed with the key it holds.")
     _check_key(key, use, "The signing request")
-    if common_name(request.subject) != name:
+    if common_name(subject) != name:
         raise CertificateError(f"The signing request is not for {name}.")
     return request
 
@@ -160,13 +191,27 @@ def check_validity(certificate: x509.Certificate, now: datetime, what: str) -> N
         raise CertificateError(f"{what} expired at {end:%Y-%m-%d %H:%M} UTC; {clock}.", remedy)
 
 
+def _read_to_the_end(certificate: x509.Certificate) -> x509.Certificate:
+    """Return a certificate whose parts can all be read.
+
+    `cryptography` parses each part when it is first asked for, and says ValueError then, wherever that is.
+    """
+    try:
+        for part in _PARSED_LATE:
+            getattr(certificate, part)
+        certificate.public_key()
+    except _UNREADABLE as error:
+        raise CertificateError("This certificate is damaged.") from error
+    return certificate
+
+
 def _check_authority(certificate: x509.Certificate, issuer: x509.Certificate, what: str, path_length: int) -> None:
     _check_signed_by(certificate, issuer, what)
     _check_key(certificate.public_key(), "server tls", what)
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except x509.ExtensionNotFound as error:
         raise CertificateError(f"{what} does not say that it may sign certificates.") from error
     if not constraints.ca or not usage.key_cert_sign:
         raise CertificateError(f"{what} may not sign certificates.")
@@ -180,7 +225,7 @@ def _check_leaf(certificate: x509.Certificate, use: Use, what: str) -> None:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         purposes = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except x509.ExtensionNotFound as error:
         raise CertificateError(f"{what} does not say what it may be used for.") from error
     if constraints.ca or usage.key_cert_sign or not usage.digital_signature:
         raise CertificateError(f"{what} is an authority's, not one for use.")
@@ -195,7 +240,7 @@ def _check_signed_by(certificate: x509.Certificate, issuer: x509.Certificate, wh
         raise CertificateError(f"{what} is self-signed.")
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (*_UNREADABLE, InvalidSignature) as error:
         raise CertificateError(f"{what} was not issued by this consortium.") from error
 
 

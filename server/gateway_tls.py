@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from echofed.protocol.certificates import certificate_from_der
 from echofed.protocol.errors import (
     CertificateError,
     EchoFedError,
@@ -128,10 +129,7 @@ class Door:
         return site
 
     def _checked(self, certificate: bytes) -> tuple[str, x509.Certificate]:
-        try:
-            parsed = x509.load_der_x509_certificate(certificate)
-        except ValueError as error:
-            raise CertificateError("The certificate is damaged.") from error
+        parsed = certificate_from_der(certificate)
         checked = check_member(self._folder, parsed, self._now()), parsed
         with self._lock:
             if len(self._known) >= _MAX_KNOWN:

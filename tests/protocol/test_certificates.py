@@ -1,8 +1,10 @@
 """Certificates: each serves one use, under one root, at its time; OpenSSL and EchoFed agree on who is refused."""
 
+import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from echofed.protocol.certificates import (
     MAX_PEM_CHARACTERS,
     PURPOSES_OF_USE,
     Use,
+    certificate_from_der,
     certificate_pem,
     check_chain,
     common_name,
@@ -209,6 +212,40 @@ def test_damaged_certificates_are_refused() -> None:
     for text in ("", "x", pem[:200], pem + pem, pem.replace("M", "N"), "é" * 10, pem + " " * MAX_PEM_CHARACTERS):
         with pytest.raises(CertificateError):
             parse_certificate(text)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number which wasn't positive")
+@pytest.mark.parametrize("change", [0x01, 0x02, 0x1B, 0x40, 0x80, 0xFF])
+def test_no_changed_byte_of_a_certificate_or_request_ends_in_another_error(change: int) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "north")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(TLS_KEY, hashes.SHA256())
+    certificate = leaf("site tls")
+
+    def read_request(content: bytes) -> None:
+        pem = ssl.DER_cert_to_PEM_cert(content).replace("CERTIFICATE", "CERTIFICATE REQUEST")
+        parse_request(pem, "site tls", "north")
+
+    def read_certificate(content: bytes) -> None:
+        check_chain(certificate_from_der(content), ISSUING, ROOT, "site tls", NOW)
+
+    _no_changed_byte_passes(
+        request.public_bytes(serialization.Encoding.DER), request.tbs_certrequest_bytes, change, read_request
+    )
+    _no_changed_byte_passes(
+        certificate.public_bytes(serialization.Encoding.DER),
+        certificate.tbs_certificate_bytes,
+        change,
+        read_certificate,
+    )
+
+
+def _no_changed_byte_passes(content: bytes, signed: bytes, change: int, read: Callable[[bytes], None]) -> None:
+    start, refused = content.index(signed), (CertificateError, ClockError)
+    for place in range(len(content)):
+        # How many bits of the signature's last byte are unused is not signed.
+        within = start <= place < start + len(signed)
+        with pytest.raises(refused) if within else contextlib.suppress(*refused):
+            read(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
 
 
 def test_a_signing_request_proves_that_its_sender_holds_the_key() -> None:

@@ -108,6 +108,7 @@ def test_one_document_is_not_another(folder: Path) -> None:
         open_membership(read_signed((folder / "south.request").read_bytes()), NOW)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number which wasn't positive")
 @given(st.data())
 def test_any_changed_byte_of_what_travels_is_noticed(folder: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["north.membership", "C/invitations/north.invitation", "south.request"]))
