@@ -91,6 +91,7 @@ def status(state: State = Path("consortium")) -> None:
     from echofed.protocol.membership import parse_time
     from echofed.server.authority import expiry_warnings, read_consortium
     from echofed.server.roster import members, open_invitations
+    from echofed.server.site_heads import forked_sites
 
     now = datetime.now(UTC)
     consortium, found, invited = read_consortium(state), members(state, now), open_invitations(state, now)
@@ -102,7 +103,7 @@ def status(state: State = Path("consortium")) -> None:
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     late = [warning for one in found if (warning := _lateness(one, now))]
-    for warning in [*late, *expiry_warnings(consortium, now)]:
+    for warning in [*late, *forked_sites(state).values(), *expiry_warnings(consortium, now)]:
         typer.echo(f"Warning: {warning}")
 
 

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from echofed.server.studies import PublishedStudy, WantedState
+    from echofed.server.study_status import StudyStatus
 
 State = Annotated[Path, typer.Option(help="the coordinator's state folder")]
 StudyHash = Annotated[str, typer.Argument(help="the study's hash, its first 8 digits or more", metavar="STUDY")]
@@ -108,13 +109,20 @@ def status(
 ) -> None:
     """Show where studies stand: what is wanted, what runs, who has approved."""
     from echofed.cli.audit import escaped
+    from echofed.protocol.errors import EchoFedError
     from echofed.protocol.state_folder import check_state_folder
     from echofed.server.studies import all_studies, read_study
 
     check_state_folder(state, "consortium")
     wanted = [_found(state, study)] if study else all_studies(state)
     for study_hash in wanted:
-        typer.echo("\n".join(map(escaped, _status_lines(state, read_study(state, study_hash)))))
+        try:
+            lines = _status_lines(state, read_study(state, study_hash))
+        except EchoFedError as error:
+            if study:
+                raise
+            lines = [f"{study_hash[:12]}  DAMAGED", f"  because  {error}"]
+        typer.echo("\n".join(map(escaped, lines)))
     if not wanted:
         typer.echo("No study has been published.")
 
@@ -140,7 +148,7 @@ def log(study: StudyHash, state: State = Path("consortium")) -> None:
 
 
 def _status_lines(state: Path, published: "PublishedStudy") -> list[str]:
-    from echofed.server.studies import answers, read_control
+    from echofed.server.studies import read_control
     from echofed.server.study_status import read_status
 
     control, fares = read_control(state, published.hash), read_status(published.folder)
@@ -157,12 +165,43 @@ def _status_lines(state: Path, published: "PublishedStudy") -> list[str]:
         if fares.state == "finished" and fares.round_number == rounds < whole:
             said = f"stopped after round {rounds} of {whole}; go on: echofed study extend {published.hash[:12]}"
         lines.append(f"  run      {said} ({fares.updated_at})")
-        lines += [f"  waits    for {', '.join(fares.waiting_for)}"] if fares.waiting_for else []
+        if waiting := fares.waiting:
+            lines.append(f"  waits    for {', '.join(waiting.sites)}, since {waiting.since}, until {waiting.until}")
+        lines += [f"  offline  {', '.join(fares.offline)}"] if fares.offline else []
         lines += [f"  because  {fares.error}"] if fares.error else []
+    return lines + _site_lines(state, published, fares)
+
+
+def _site_lines(state: Path, published: "PublishedStudy", fares: "StudyStatus | None") -> list[str]:
+    """Return a line for each site that has answered, and what to look into."""
+    from echofed.server.site_heads import forked_sites
+    from echofed.server.studies import answers
+
+    lines, warnings = [], forked_sites(state)
+    said = _patients(published.folder, fares)
     for site, answer in answers(state, published.hash).items():
         reason = f": {answer.reason}" if answer.reason else ""
-        lines.append(f"  {site:20}  {answer.decision} by {answer.person}, {answer.decided_at}{reason}")
+        patients = f"; says {said[site]} training patients" if site in said else ""
+        lines.append(f"  {site:20}  {answer.decision} by {answer.person}, {answer.decided_at}{reason}{patients}")
+        if site in warnings:
+            lines.append(f"  WARNING  {warnings[site]}")
+        if len(said) > 1 and 2 * said.get(site, 0) > sum(said.values()):
+            share = said[site] / sum(said.values())
+            lines.append(f"  WARNING  {site} says it has {share:.0%} of the patients; the model follows it most.")
     return lines
+
+
+def _patients(folder: Path, fares: "StudyStatus | None") -> dict[str, int]:
+    """Return how many training patients each site said it has in the last round, where that weighs its update."""
+    from contextlib import suppress
+
+    from echofed.protocol.errors import CheckpointError
+    from echofed.server.history import read_history
+
+    with suppress(CheckpointError):  # `echofed study log` says what is wrong with it
+        if fares and (rounds := read_history(folder, fares.round_number)):
+            return {site: one.patients for site, one in rounds[-1].sites.items() if one.patients}
+    return {}
 
 
 def _want(state: Path, study: str, wanted: "WantedState | None", rounds: int | None, said: str) -> None:

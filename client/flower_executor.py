@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Executor:
     ) -> None:
         self._state_folder, self._address, self._answers, self._log = state_folder, runtime_address, answers, log
         self._secret, self._ending = secret, ending
-        self._noted: dict[str, tuple[float, int]] = {}
+        self._noted: dict[str, _Noted] = {}
         self._app = lru_cache(maxsize=4)(lambda folder: make_client_app(folder, [state_folder], None))
 
     def run(self) -> None:
@@ -127,6 +128,7 @@ class Executor:
         heard = time.monotonic()
         with RuntimeHttpClient.from_server_address(self._address, True, None, interceptors) as runtime:
             while not self._ending.is_set():
+                self._note_unwritten(NOTE_SECONDS)
                 bell = last_ring(self._state_folder / MESSAGE_BELL)
                 try:
                     claimed = runtime.AcquireTask(AcquireTaskRequest(supported_task_types=TASK_TYPES))
@@ -143,6 +145,10 @@ class Executor:
                         LOG.warning("SuperNode has ended, and a task with it.")
                 else:
                     self._wait(bell)
+
+    def close(self) -> None:
+        """Log the refusals that still wait for their minute to end."""
+        self._note_unwritten(0.0)
 
     def _wait(self, before: int) -> None:
         """Wait until a message may have come."""
@@ -209,17 +215,30 @@ class Executor:
 
     def _refused_unsigned(self, error: EchoFedError) -> None:
         """Log at most one refusal of each code a minute, with the number of those since the last entry."""
+        noted = self._noted.setdefault(error.code, _Noted(error))
+        noted.error, noted.unwritten = error, noted.unwritten + 1
+        self._note_unwritten(NOTE_SECONDS)
+
+    def _note_unwritten(self, seconds: float) -> None:
+        """Log the refusals that are not in the log yet, of each code if nothing was written for so long."""
         now = time.monotonic()
-        noted_at, unwritten = self._noted.get(error.code, (-math.inf, 0))
-        if now - noted_at < NOTE_SECONDS:
-            self._noted[error.code] = noted_at, unwritten + 1
-            return
-        self._noted[error.code] = now, 0
-        self._refused(error, count=unwritten + 1)
+        for noted in self._noted.values():
+            if noted.unwritten and now - noted.written_at >= seconds:
+                self._refused(noted.error, count=noted.unwritten)
+                noted.written_at, noted.unwritten = now, 0
 
     def _refused(self, error: EchoFedError, **facts: str | int) -> None:
         LOG.warning("Refused: %s", error)
         self._log.append("refused request", code=error.code, what=error.what, **facts)
+
+
+@dataclass
+class _Noted:
+    """Refusals with one code: the last of them, when one was written into the log, how many came since."""
+
+    error: EchoFedError
+    written_at: float = -math.inf
+    unwritten: int = 0
 
 
 class _SiteRefusalError(Exception):
@@ -289,11 +308,14 @@ def main(state_folder: Path, runtime_address: str, secret_file: Path) -> None:
     arguments = (state_folder, identity, log, link, renewed)
     threading.Thread(target=_keep_up_to_date, args=arguments, daemon=True).start()
     answers = SealedAnswers(state_folder, identity, link, log)
+    executor = Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log, renewed)
     try:
-        Executor(state_folder, runtime_address, secret_file.read_bytes(), answers, log, renewed).run()
+        executor.run()
     except Exception as error:
         LOG.error("A task could not be finished, the node starts anew: %r", error)
         sys.exit(1)
+    finally:
+        executor.close()
 
 
 if __name__ == "__main__":

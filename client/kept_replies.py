@@ -39,8 +39,7 @@ def keep_reply(
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.parent.chmod(0o700)
-        replace_file(path, _head(instruction_digest, reply) + reply)
-        path.chmod(0o600)
+        replace_file(path, _head(instruction_digest, reply) + reply, mode=0o600)
     except OSError as error:
         raise LedgerError(
             f"The reply of round {round_number} cannot be kept: {error.strerror}.",

@@ -22,7 +22,8 @@ from echofed.client.policy_check import refuse_by_policy
 from echofed.protocol.arrays import sha256_of_file
 from echofed.protocol.audit_entries import received_head
 from echofed.protocol.audit_log import AuditLog, LogHead
-from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal
+from echofed.protocol.errors import AuditLogError
+from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal, SiteHeads, may_follow
 from echofed.protocol.signing import Signed, digest, sign
 from echofed.protocol.study_file import load_study
 from echofed.protocol.study_folder import STUDY_FILE
@@ -31,6 +32,8 @@ LOG = logging.getLogger("echofed.client")
 BLOB_FOLDER = Path("run", "blobs")
 BLOBS_KEPT = 3
 """Global parameters are evaluated in one round and trained from in the next: they are fetched once."""
+FORKED = "the one the coordinator saw: two machines use this identity, or the state folder was put back to a copy."
+FORKED_REMEDY = "Stop all machines of this site, and ask the coordinator to revoke it and to enrol it anew."
 
 Reply = tuple[str, bytes]
 """A reply's JSON document and its safetensors buffer, empty if it carries none."""
@@ -84,9 +87,11 @@ class SealedAnswers:
         """Return the instruction with its parameters, after the approval, the policy and the order of rounds were checked.
 
         Raises:
-            TrustError: the study is not approved, the policy forbids it now, or the round is an old one.
+            TrustError: the coordinator knows another log or ledger of this site, the study is not approved, the policy forbids
+                it now, or the round is an old one.
             LinkError: the parameters cannot be fetched.
         """
+        self._refuse_fork(seal.site_heads)
         folder = approved_folder(self._state_folder, seal.study_hash, self._identity)
         refuse_by_policy(
             load_policy(self._state_folder),
@@ -127,10 +132,19 @@ class SealedAnswers:
         document = said.model_dump_json()
         return document, self._seal(seal, signed, "error", document, None, [f"error {said.code}"])
 
+    def _refuse_fork(self, known: SiteHeads | None) -> None:
+        """Refuse to go on where log and ledger are not those of the site's last reply that counted."""
+        if known is None:
+            return
+        if self._log.head_at(known.log.entries) != known.log:
+            raise AuditLogError(f"Entry {known.log.entries} of {self._log.path} is not {FORKED}", FORKED_REMEDY)
+        if not may_follow(_ledger_head(self._state_folder), known.ledger):
+            raise AuditLogError(f"The ledger of {self._state_folder} is not {FORKED}", FORKED_REMEDY)
+
     def _seal(
         self, seal: InstructionSeal, asked: Signed, kind: str, document: str, blob: Blob | None, holds: list[str]
     ) -> Signed:
-        me = self._identity
+        me, known = self._identity, seal.site_heads
         hashed = hashlib.sha256(document.encode()).hexdigest()
         self._log.append(
             "reply",
@@ -157,6 +171,7 @@ class SealedAnswers:
                     "parameters": blob,
                     "log_head": self._log.head(),
                     "ledger_head": _ledger_head(self._state_folder),
+                    "log_head_then": self._log.head_at(known.log.entries) if known else None,
                 }
             ),
         )

@@ -38,6 +38,7 @@ Event = Literal[
     "stopped",
     "error",
     "refused request",
+    "forgotten",
 ]
 Fact = str | int | float | bool | None | list[str]
 
@@ -71,6 +72,10 @@ class LogHead(Document):
     log_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     entries: int = Field(ge=0, le=10**15)
     hash: Sha256 = Field(description="of the last entry; of none, 64 zeros.")
+
+    def may_follow(self, earlier: "LogHead") -> bool:
+        """Return whether a log may have got this far after `earlier`: the same log, and longer or unchanged."""
+        return self == earlier or (self.log_id == earlier.log_id and self.entries > earlier.entries)
 
 
 def received_head(peer: str, head: LogHead, signature: str) -> dict[str, Fact]:

@@ -45,8 +45,7 @@ def head_path(path: Path) -> Path:
 
 def create_head(path: Path, head: LogHead) -> None:
     """Write the first note; on disk on return."""
-    replace_file(path, _head_bytes(head))
-    path.chmod(0o600)
+    replace_file(path, _head_bytes(head), mode=0o600)
 
 
 def note_head(path: Path, head: LogHead) -> None:

@@ -118,6 +118,17 @@ class AuditLog:
             self._check_same_file()
             return self._head(self._last())
 
+    def head_at(self, entries: int) -> LogHead | None:
+        """Return how far the log had got with so many entries, at least one; None if it has fewer.
+
+        Raises:
+            AuditLogError: the file cannot be read.
+        """
+        with self._lock, explained(self.path):
+            self._check_same_file()
+            row = self._database.execute("SELECT hash FROM entries WHERE number = ?", (entries,)).fetchone()
+            return self._head(_Last(entries, row[0])) if row else None
+
     def verify(self) -> LogHead:
         """Check the file, its rules, every hash and the head beside it, and return how far the log has got.
 

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; the bytes are on disk on return.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        mode: its permissions, less what the process masks; it has no others at any instant.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    with replacing(path) as stream:
+    with replacing(path, mode) as stream:
         stream.write(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Give a stream to write a file's new content to; as for `replace_file`, at the end it is whole and on disk.
 
     Raises:
@@ -27,8 +32,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     # Two processes or threads may write the same file: each has a part of its own.
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part.unlink(missing_ok=True)  # of an earlier process of the same number
     try:
-        with part.open("wb") as stream:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -4,7 +4,6 @@ import getpass
 import os
 import stat
 import sys
-import threading
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from echofed.protocol.durable import replace_file
 from echofed.protocol.errors import KeyFileError
 
 PASSPHRASE_VARIABLE = "ECHOFED_PASSPHRASE"  # noqa: S105 (its name, not its content)
@@ -41,28 +41,8 @@ def write_key(path: Path, key: PrivateKey, passphrase: str | None) -> None:
 
 
 def write_private_file(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 whole; its bytes are on disk on return.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    part.unlink(missing_ok=True)
-    try:
-        # Made with its final mode: there is no instant at which others could open it.
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    """Write a file of mode 0600, for its owner alone at every instant; otherwise as `replace_file`."""
+    replace_file(path, content, mode=0o600)
 
 
 def read_tls_key(path: Path, passphrase: str | None = None) -> EllipticCurvePrivateKey:

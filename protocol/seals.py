@@ -26,6 +26,13 @@ class Blob(Document):
     size: int = Field(ge=1, le=2**40, description="bytes.")
 
 
+class SiteHeads(Document):
+    """How far a site's audit log and privacy ledger had got in its last reply that counted."""
+
+    log: LogHead
+    ledger: LogHead | None
+
+
 class InstructionSeal(Document):
     """What the coordinator signs under the purpose `instruction`."""
 
@@ -39,6 +46,9 @@ class InstructionSeal(Document):
     issued_at: Time
     expires_at: Time = Field(description="refused after it.")
     log_head: LogHead = Field(description="how far the coordinator's audit log has got.")
+    site_heads: SiteHeads | None = Field(
+        default=None, description="of the site's last reply that counted; absent before the first."
+    )
 
 
 class ReplySeal(Document):
@@ -56,6 +66,18 @@ class ReplySeal(Document):
     ledger_head: LogHead | None = Field(
         description="how far its privacy ledger has got; absent before the first entry."
     )
+    log_head_then: LogHead | None = Field(
+        default=None,
+        description="of the site's audit log at the length of the instruction's `site_heads`, if it has it.",
+    )
+
+    def continues(self, before: SiteHeads | None) -> bool:
+        """Return whether the site's log and ledger go on from where the coordinator saw them last."""
+        return before is None or (
+            self.log_head_then == before.log
+            and self.log_head.may_follow(before.log)
+            and may_follow(self.ledger_head, before.ledger)
+        )
 
 
 class ErrorReply(Document):
@@ -63,6 +85,11 @@ class ErrorReply(Document):
 
     code: str = Field(pattern=r"^EF-\d{3}$")
     sentence: str = Field(max_length=200, pattern=PRINTABLE)
+
+
+def may_follow(head: LogHead | None, earlier: LogHead | None) -> bool:
+    """Return whether a record may have got as far as `head` after `earlier`; None is one that is not begun."""
+    return earlier is None or (head is not None and head.may_follow(earlier))
 
 
 def error_said(error: EchoFedError) -> ErrorReply:

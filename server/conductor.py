@@ -37,7 +37,7 @@ from echofed.server.history import Round
 from echofed.server.rounds import RunFolder, run_study
 from echofed.server.sealed_grid import SealedGrid
 from echofed.server.studies import published_studies, read_control, study_folder, write_control
-from echofed.server.study_status import StudyStatus, write_status
+from echofed.server.study_status import StudyStatus, Waiting, write_status
 from echofed.strategies.replies import HEADER_ALLOWANCE_BYTES
 
 LOG = logging.getLogger("echofed.server")
@@ -173,7 +173,7 @@ class Conductor:
         study = running.study
         self._transport()  # Flower's messages name their run
         sites = self._present(running)
-        self._say(running, "running", waiting=self._absent(running, sites))
+        self._say(running, "running")
         cohort = self._cohort(running, sites)
         grid = self._grid(running, cohort)
         shared = shared_parameters(study, running.parameters, running.metadata)
@@ -206,8 +206,9 @@ class Conductor:
         approved = self._coordination.approved(running.study)
         return [site for site in approved if self._coordination.is_online(site)]
 
-    def _absent(self, running: _Running, present: list[str]) -> list[str]:
-        return [site for site in self._coordination.approved(running.study) if site not in present]
+    def _offline(self, running: _Running) -> list[str]:
+        approved = self._coordination.approved(running.study)
+        return [site for site in approved if not self._coordination.is_online(site)]
 
     def _cohort(self, running: _Running, present: list[str]) -> list[str]:
         """Return the sites that can train: those not yet known are asked to describe themselves first."""
@@ -256,7 +257,14 @@ class Conductor:
 
         shared = shared_parameters(running.study, running.parameters, running.metadata)
         largest = sum(array.nbytes for array in shared.values()) + HEADER_ALLOWANCE_BYTES
-        return SealedGrid(self._coordination, self._transport, sites, stopped, largest_update_bytes=largest)
+        return SealedGrid(
+            self._coordination,
+            self._transport,
+            sites,
+            stopped,
+            lambda waiting: self._say(running, "running", waiting=waiting),
+            largest_update_bytes=largest,
+        )
 
     def _transport(self) -> FlowerLink:
         if self._link is not None and self._link.lost.is_set():
@@ -279,7 +287,7 @@ class Conductor:
         state: str,
         error: EchoFedError | None = None,
         *,
-        waiting: list[str] | None = None,
+        waiting: Waiting | None = None,
         record: Round | None = None,
     ) -> None:
         try:
@@ -287,7 +295,8 @@ class Conductor:
                 state=state,
                 round_number=record.round_number if record else _round_of(running),
                 rounds=self._rounds(running),
-                waiting_for=tuple(waiting or ()),
+                offline=tuple(self._offline(running)),
+                waiting=waiting,
                 error=str(error) if error else None,
                 updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )

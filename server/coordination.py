@@ -8,7 +8,7 @@ from echofed.protocol.audit_entries import received_head
 from echofed.protocol.audit_log import LogHead, open_audit_log
 from echofed.protocol.errors import CertificateError, EchoFedError, ReplyRefusedError
 from echofed.protocol.publication import Publication
-from echofed.protocol.seals import Blob, InstructionSeal, ReplySeal
+from echofed.protocol.seals import Blob, InstructionSeal, ReplySeal, SiteHeads
 from echofed.protocol.signing import Signed, digest, sign, verify
 from echofed.protocol.study import Study
 from echofed.server.authority import load_signing_key, read_consortium
@@ -17,6 +17,7 @@ from echofed.server.checkpoint import read_facts
 from echofed.server.gateway_nodes import Node, read_nodes
 from echofed.server.history import Round, read_history
 from echofed.server.members import is_revoked, site_signing_key
+from echofed.server.site_heads import SiteHeadsBook
 from echofed.server.studies import answers, published
 
 NODES_READ_SECONDS = 0.2
@@ -35,6 +36,7 @@ class Coordination:
     Raises:
         KeyFileError: the signing key cannot be used.
         AuditLogError: the log cannot be trusted.
+        StateFolderError: a file of the folder is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +44,7 @@ class Coordination:
         consortium = read_consortium(folder)
         self._key, self.consortium = load_signing_key(folder), consortium.id
         self.log = open_audit_log(folder, owner=consortium.settings.name)
-        self._blobs = BlobStore(folder)
+        self._blobs, self._heads = BlobStore(folder), SiteHeadsBook(folder)
         self._globals: deque[str] = deque(maxlen=GLOBALS_KEPT)
         self._nodes: dict[str, Node] = {}
         self._nodes_at = 0.0
@@ -116,6 +118,14 @@ class Coordination:
         """Return how far the coordinator's log has got."""
         return self.log.head()
 
+    def site_heads(self, site: str) -> SiteHeads | None:
+        """Return how far a site's own log and ledger had got in its last reply that counted."""
+        return self._heads.heads(site)
+
+    def check_heads(self, site: str, told: SiteHeads | None, seal: ReplySeal) -> None:
+        """Check that a reply goes on from the site's last one that counted; see `SiteHeadsBook.check`."""
+        self._heads.check(site, told, seal)
+
     def note_reply(self, site: str, seal: ReplySeal, signed: Signed) -> None:
         """Log a reply that counts, with how far the site's own logs have got by its signed word."""
         self.log.append(
@@ -130,6 +140,7 @@ class Coordination:
             ledger_hash=seal.ledger_head.hash if seal.ledger_head else None,
         )
         self.log.append("head received", **received_head(site, seal.log_head, signed.signature))
+        self._heads.counted(site, signed.signer, seal)
 
     def note_refused(self, site: str, error: EchoFedError) -> None:
         """Log a reply that cannot be used."""

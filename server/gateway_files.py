@@ -1,12 +1,14 @@
 """What the gateway answers itself: the time, studies, files of parameters, the sites' answers and renewals."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.errors import (
     ArraysError,
     AuditLogError,
@@ -21,11 +23,12 @@ from echofed.protocol.http_connection import PIECE_BYTES, HttpConnection
 from echofed.protocol.http_head import RefusalError, Request
 from echofed.protocol.publication import Publication
 from echofed.protocol.signing import Signed, read_signed
+from echofed.server.authority import read_consortium
 from echofed.server.blobs import BlobStore
 from echofed.server.gateway_limits import Limits, Quota, check_length
 from echofed.server.members import renew
 from echofed.server.roster import is_revoked
-from echofed.server.studies import published, published_studies, receive_answer
+from echofed.server.studies import published_and_damaged, published_studies, receive_answer
 
 LOG = logging.getLogger("echofed.gateway")
 BLOBS_PREFIX = "/v1/blobs/"
@@ -50,6 +53,7 @@ class Files:
         self._blobs.remove_parts()
         self._uploads = Quota(limits.uploads_per_site)
         self._largest = (frozenset[str](), 0)
+        self._damaged: set[str] = set()
         self._drop_revoked()
 
     def time(self, connection: HttpConnection) -> None:
@@ -57,8 +61,21 @@ class Files:
         _answer_json(connection, {"utc": datetime.now(UTC).isoformat(timespec="milliseconds")})
 
     def studies(self, connection: HttpConnection) -> None:
-        """Answer with all signed publications and withdrawals."""
-        _answer_json(connection, [signed.model_dump(mode="json") for signed in published(self._folder)])
+        """Answer with all signed publications and withdrawals; a damaged one is left out, and logged."""
+        signed, damaged = published_and_damaged(self._folder)
+        self._note_damaged(damaged)
+        _answer_json(connection, [one.model_dump(mode="json") for one in signed])
+
+    def _note_damaged(self, damaged: Mapping[str, EchoFedError]) -> None:
+        """Log the studies that are damaged now and were not when somebody asked last."""
+        new, self._damaged = damaged.keys() - self._damaged, set(damaged)
+        for study in sorted(new):
+            LOG.error("Study %s: %s", study[:12], damaged[study])
+            with (
+                contextlib.suppress(AuditLogError),  # a full disk keeps nobody out
+                open_audit_log(self._folder, owner=read_consortium(self._folder).settings.name) as log,
+            ):
+                log.append("error", study=study, code=damaged[study].code, what=damaged[study].what)
 
     def send_blob(self, request: Request, connection: HttpConnection) -> None:
         """Answer with a published blob, in pieces.
@@ -103,12 +120,13 @@ class Files:
         _answer_json(connection, {"sha256": name, "size": size})
 
     def _largest_blob(self) -> int:
-        """Return the bytes of the largest update a published study can have; without a study, what the settings say."""
+        """Return the bytes of the largest update a published study can have; if not known, what the settings say."""
         studies = frozenset(published_studies(self._folder))
         if studies != self._largest[0]:
-            signed = [one for one in published(self._folder) if one.purpose == "publication"]
+            seen, damaged = published_and_damaged(self._folder)
+            signed = [one for one in seen if one.purpose == "publication"]
             sizes = [Publication.model_validate_json(one.payload).parameters_bytes for one in signed]
-            self._largest = studies, max(sizes, default=0)
+            self._largest = (frozenset(), 0) if damaged else (studies, max(sizes, default=0))
         largest = self._largest[1]
         return min(self._limits.blob_bytes, largest + UPDATE_SPARE_BYTES) if largest else self._limits.blob_bytes
 

@@ -22,6 +22,9 @@ class SiteRound(Document):
     """What one site reported in one round; exact figures in studies without privacy only."""
 
     trained: bool = False
+    patients: int | None = Field(
+        default=None, description="for training, as it says; none if all sites weigh the same."
+    )
     training_loss: float | None = None
     spent: SpentPrivacy | None = None
     training_seconds: float | None = None

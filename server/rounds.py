@@ -145,6 +145,7 @@ def _site_round(outcome: Outcome, site: str) -> SiteRound:
     exact = evaluated.exact if evaluated else None
     return SiteRound(
         trained=trained is not None,
+        patients=trained.patients if trained else None,
         training_loss=trained.training_loss if trained else None,
         spent=trained.spent if trained else None,
         training_seconds=trained.seconds if trained else None,

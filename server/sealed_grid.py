@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Protocol
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from echofed.protocol.audit_log import LogHead
-from echofed.protocol.errors import EchoFedError, ReplayError, ReplyRefusedError
+from echofed.protocol.errors import AuditLogError, EchoFedError, ReplayError, ReplyRefusedError
 from echofed.protocol.flower_records import (
     SITE_ERROR_CODE,
     buffer_of,
@@ -29,8 +27,10 @@ from echofed.protocol.flower_records import (
     sealed_content,
 )
 from echofed.protocol.messages import Instruction
-from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal
-from echofed.protocol.signing import Signed, digest
+from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, SiteHeads
+from echofed.protocol.signing import digest
+from echofed.server.grid_sides import Coordinator, Transport
+from echofed.server.study_status import Waiting
 
 LOG = logging.getLogger("echofed.server")
 WAIT_SECONDS = 0.25
@@ -39,67 +39,11 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 LOST_SECONDS = 15.0
 GONE_SECONDS = 20.0
 """For which a site may be without a node before it counts as offline: its node may just be starting anew."""
+WAITING_SECONDS = 1.0
+"""Between two words on who is waited for; quicker answers need none."""
 LATE_KEPT = 1000
 MOST_UNUSABLE = 5
 """Replies to one instruction that cannot be used before the site is answered for with an error: it would hold up the round."""
-
-
-class Transport(Protocol):
-    """What carries messages: `FlowerLink`, and what replaces it after a loss."""
-
-    def push(self, message: Message) -> str | None:
-        """Return the message's id there; None if it was not taken."""
-        ...
-
-    def has_news(self) -> bool:
-        """Return whether replies may have come since the last pull."""
-        ...
-
-    def pull(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have come."""
-        ...
-
-
-class Coordinator(Protocol):
-    """What the grid must know of the coordinator: `server.conductor` provides it."""
-
-    consortium: str
-
-    def node_of(self, site: str) -> tuple[int, bool]:
-        """Return the site's Flower node, 0 if it has none, and whether it has been silent too long."""
-        ...
-
-    def sign_instruction(self, seal: InstructionSeal) -> Signed:
-        """Return the signed instruction."""
-        ...
-
-    def check_reply(self, site: str, seal: Signed) -> ReplySeal:
-        """Return what a site signed."""
-        ...
-
-    def publish(self, buffer: bytes) -> Blob:
-        """Keep parameters where sites fetch them."""
-        ...
-
-    def take(self, site: str, blob: Blob) -> bytes:
-        """Return the parameters a site has sent."""
-        ...
-
-    def log_head(self) -> LogHead:
-        """Return how far the coordinator's audit log has got."""
-        ...
-
-    def note_reply(self, site: str, seal: ReplySeal, signed: Signed) -> None:
-        """Log a reply that counts."""
-        ...
-
-    def note_refused(self, site: str, error: EchoFedError) -> None:
-        """Log a reply that cannot be used."""
-        ...
-
-    def note_late(self, site: str) -> None:
-        """Log a reply that came too late to count."""
-        ...
 
 
 @dataclass
@@ -109,9 +53,11 @@ class _Asked:
     document: str
     parameters: Blob | None
     deadline: float
+    asked_at: datetime
     node: int = 0
     pushed: set[str] = field(default_factory=set)
-    digests: set[str] = field(default_factory=set)
+    told: dict[str, SiteHeads | None] = field(default_factory=dict)
+    """What each instruction said, by its digest."""
     tries: int = 0
     unusable: int = 0
     next_try: float = 0.0
@@ -131,6 +77,7 @@ class SealedGrid(Grid):
         transport: carries the messages; read anew at each use, as it may be replaced.
         sites: the study's sites; node `n` here is `sites[n - 1]`.
         stopped: raises if the round at hand is to be given up.
+        waiting: told whom the round waits for, when it has waited a while and whenever that changes; None: for nobody.
         largest_update_bytes: parameters of a reply that are larger are refused before any of them is read.
     """
 
@@ -140,13 +87,16 @@ class SealedGrid(Grid):
         transport: Callable[[], Transport],
         sites: Sequence[str],
         stopped: Callable[[], None] = lambda: None,
+        waiting: Callable[[Waiting | None], None] = lambda waiting: None,
         *,
         largest_update_bytes: int,
     ) -> None:
-        self._coordinator, self._transport, self._stopped = coordinator, transport, stopped
+        self._coordinator, self._transport, self._stopped, self._waiting = coordinator, transport, stopped, waiting
         self._sites, self._largest_update_bytes = list(sites), largest_update_bytes
         self._asked: dict[str, _Asked] = {}
         self._late: dict[str, str] = {}
+        self._told: Waiting | None = None
+        self._tell_at = 0.0
         self._ids = count(1)
         self._run = Run.create_empty(1)
 
@@ -172,6 +122,7 @@ class SealedGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages to send, and return their ids."""
         keys, published = [], dict[int, Blob]()
+        self._tell_at = time.monotonic() + WAITING_SECONDS
         for message in messages:
             key, buffer = f"sealed-{next(self._ids)}", buffer_of(message.content)
             if buffer and id(buffer) not in published:
@@ -183,6 +134,7 @@ class SealedGrid(Grid):
                 document=document_of(message.content),
                 parameters=published[id(buffer)] if buffer else None,
                 deadline=time.monotonic() + message.metadata.ttl,
+                asked_at=datetime.now(UTC),
             )
             keys.append(key)
         for key in keys:  # the parameters are in a file now; the round's messages need not hold them in memory
@@ -200,6 +152,7 @@ class SealedGrid(Grid):
             self._send([one for one in asked if one.answer is None])
             self._receive()
             self._expire(asked)
+            self._tell([one for one in asked if one.answer is None])
             for key in [key for key in self._asked if key in wanted]:
                 if self._asked[key].answer is not None and (reply := self._finish(key)) is not None:
                     return [reply]
@@ -229,7 +182,7 @@ class SealedGrid(Grid):
     def _send_one(self, one: _Asked, node: int) -> None:
         instruction = Instruction.model_validate_json(one.document)
         left = max(1.0, one.deadline - time.monotonic())
-        issued = datetime.now(UTC)
+        issued, known = datetime.now(UTC), self._coordinator.site_heads(one.site)
         signed = self._coordinator.sign_instruction(
             InstructionSeal(
                 consortium=self._coordinator.consortium,
@@ -242,6 +195,7 @@ class SealedGrid(Grid):
                 issued_at=issued.isoformat(timespec="seconds"),
                 expires_at=(issued + timedelta(seconds=left)).isoformat(timespec="seconds"),
                 log_head=self._coordinator.log_head(),
+                site_heads=known,
             )
         )
         metadata = one.message.metadata
@@ -250,7 +204,7 @@ class SealedGrid(Grid):
             Message(content, node, metadata.message_type, ttl=left, group_id=metadata.group_id)
         )
         one.node = node
-        one.digests.add(digest(signed))
+        one.told[digest(signed)] = known
         if pushed is None:
             self._try_again(one)
             return
@@ -313,7 +267,7 @@ class SealedGrid(Grid):
         place = (self._coordinator.consortium, one.site, asked.study_hash, asked.round_number)
         if (seal.consortium, seal.site, seal.study_hash, seal.round_number) != place:
             raise ReplayError("The reply is of another consortium, site, study or round.")
-        if seal.instruction not in one.digests or seal.kind not in (asked.kind, "error"):
+        if seal.instruction not in one.told or seal.kind not in (asked.kind, "error"):
             raise ReplayError("The reply answers another instruction.")
         if seal.document != _sha256(document):
             raise ReplyRefusedError("The reply's document is not the one the site signed.")
@@ -322,6 +276,12 @@ class SealedGrid(Grid):
         if seal.parameters is not None and seal.parameters.size > self._largest_update_bytes:
             raise ReplyRefusedError(f"The update of {seal.parameters.size} bytes is larger than the study's model.")
         said = ErrorReply.model_validate_json(document) if seal.kind == "error" else None
+        try:
+            self._coordinator.check_heads(one.site, one.told[seal.instruction], seal)
+        except AuditLogError as fork:  # asking again would not mend it
+            LOG.warning("%s", fork)
+            self._coordinator.note_refused(one.site, fork)
+            return Error(SITE_ERROR_CODE, f"[{fork.code}] {fork.what}")
         self._coordinator.note_reply(one.site, seal, signed)
         return Error(SITE_ERROR_CODE, f"[{said.code}] {said.sentence}") if said else (document, seal.parameters)
 
@@ -336,6 +296,21 @@ class SealedGrid(Grid):
                 one.answer = Error(ErrorCode.MESSAGE_UNAVAILABLE, "It did not answer in time.")
             elif now > one.seen_at + GONE_SECONDS:
                 one.answer = Error(ErrorCode.NODE_UNAVAILABLE, "It is offline.")
+
+    def _tell(self, silent: Sequence[_Asked]) -> None:
+        """Say whom is waited for if that has changed; at once if it is nobody any more, otherwise once in a while."""
+        waiting = None
+        if silent:
+            since = min(one.asked_at for one in silent)
+            until = max(one.asked_at + timedelta(seconds=one.message.metadata.ttl) for one in silent)
+            waiting = Waiting(
+                sites=tuple(one.site for one in silent),
+                since=since.isoformat(timespec="seconds"),
+                until=until.isoformat(timespec="seconds"),
+            )
+        if waiting != self._told and (waiting is None or time.monotonic() >= self._tell_at):
+            self._told, self._tell_at = waiting, time.monotonic() + WAITING_SECONDS
+            self._waiting(waiting)
 
     def _finish(self, key: str) -> Message | None:
         one = self._asked[key]

@@ -12,16 +12,24 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError
 
 from echofed.protocol.audit_log import open_audit_log
 from echofed.protocol.document import Document, canonical_json
 from echofed.protocol.durable import replace_file
-from echofed.protocol.errors import CertificateError, ReplayError, RunError, SignatureError, StateFolderError
+from echofed.protocol.errors import (
+    CertificateError,
+    EchoFedError,
+    ReplayError,
+    RunError,
+    SignatureError,
+    StateFolderError,
+)
 from echofed.protocol.publication import Answer, Publication, Withdrawal, study_of
-from echofed.protocol.signing import MAX_SIGNED_BYTES, Signed, digest, read_signed, verify
+from echofed.protocol.signing import MAX_SIGNED_BYTES, Purpose, Signed, digest, read_signed, verify
 from echofed.protocol.state_folder import locked, read_limited
 from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
@@ -36,6 +44,7 @@ CONTROL_FILE = "control.json"
 ANSWERS_FOLDER = "answers"
 
 WantedState = Literal["ready", "running", "paused", "stopped", "finished"]
+D = TypeVar("D", Publication, Withdrawal)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _Stamp = tuple[int, int, int]
 _CHECKED: dict[Path, tuple[list[_Stamp], Answer]] = {}
@@ -99,13 +108,26 @@ def published_studies(folder: Path) -> list[str]:
 def published(folder: Path) -> list[Signed]:
     """Return what every site may see: of each study its publication or, once it is taken back, the withdrawal.
 
-    Raises:
-        SignatureError, StateFolderError: a file is damaged or cannot be read.
+    A study whose file is damaged is left out; it holds up no other.
     """
-    places = [folder / STUDIES_FOLDER / study for study in all_studies(folder)]
-    taken_back = [(place / WITHDRAWAL_FILE).exists() for place in places]
-    names = [WITHDRAWAL_FILE if taken else PUBLICATION_FILE for taken in taken_back]
-    return [read_signed(_bytes(place / name)) for place, name in zip(places, names, strict=True)]
+    return published_and_damaged(folder)[0]
+
+
+def published_and_damaged(folder: Path) -> tuple[list[Signed], dict[str, EchoFedError]]:
+    """Return what `published` does, and what is wrong with each study that is left out."""
+    signed: list[Signed] = []
+    wrong: dict[str, EchoFedError] = {}
+    key = read_consortium(folder).signing_key
+    for study in all_studies(folder):
+        place = folder / STUDIES_FOLDER / study
+        try:
+            if (place / WITHDRAWAL_FILE).exists():
+                signed.append(_verified(place / WITHDRAWAL_FILE, key, "withdrawn publication", Withdrawal)[1])
+            else:
+                signed.append(_verified(place / PUBLICATION_FILE, key, "publication", Publication)[1])
+        except (SignatureError, StateFolderError) as error:
+            wrong[study] = error
+    return signed, wrong
 
 
 def read_study(folder: Path, study_hash: str) -> PublishedStudy:
@@ -117,18 +139,13 @@ def read_study(folder: Path, study_hash: str) -> PublishedStudy:
         StateFolderError: a file cannot be read.
     """
     place, key = study_folder(folder, study_hash), read_consortium(folder).signing_key
-    signed = read_signed(_bytes(place / PUBLICATION_FILE))
-    publication = verify(signed, key, "publication", Publication)
+    publication, signed = _verified(place / PUBLICATION_FILE, key, "publication", Publication)
     study = study_of(publication)
     if study.hash != study_hash or _bytes(place / STUDY_FILE) != publication.study_yaml.encode():
         raise SignatureError(f"{place / STUDY_FILE} is not the study that was published.", "Restore the folder.")
     withdrawal = None
     if (place / WITHDRAWAL_FILE).exists():
-        signed_withdrawal = read_signed(_bytes(place / WITHDRAWAL_FILE))
-        document = verify(signed_withdrawal, key, "withdrawn publication", Withdrawal)
-        if document.study_hash != study_hash:
-            raise SignatureError(f"{place / WITHDRAWAL_FILE} is for another study.", "Restore the folder.")
-        withdrawal = (document, signed_withdrawal)
+        withdrawal = _verified(place / WITHDRAWAL_FILE, key, "withdrawn publication", Withdrawal)
     return PublishedStudy(study_hash, study, place, publication, signed, withdrawal)
 
 
@@ -272,6 +289,19 @@ def _answer(folder: Path, path: Path, site: str, study_hash: str) -> Answer:
         raise SignatureError(f"{path} is of another site, or an answer to another study.", "Restore the folder.")
     _CHECKED[path] = (stamps, answer)
     return answer
+
+
+def _verified(path: Path, key: Ed25519PublicKey, purpose: Purpose, kind: type[D]) -> tuple[D, Signed]:
+    """Return what the coordinator signed of the study in whose folder it lies."""
+    try:
+        signed = read_signed(_bytes(path))
+        document = verify(signed, key, purpose, kind)
+        if document.study_hash != path.parent.name:
+            raise SignatureError("It is for another study.")
+    except SignatureError as error:
+        remedy = "Restore it from a copy, then publish the study again; until then no hospital sees the study."
+        raise SignatureError(f"{path} is not what was signed there. {error.what}", remedy) from error
+    return document, signed
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -14,13 +14,22 @@ STATUS_FILE = "status.json"
 _MAX_BYTES = 2**20
 
 
+class Waiting(Document):
+    """Whom a running round waits for."""
+
+    sites: tuple[str, ...] = Field(description="asked, online, and not heard of yet.")
+    since: Time = Field(description="when they were asked.")
+    until: Time = Field(description="when the round goes on without them, at the latest.")
+
+
 class StudyStatus(Document):
     """What a run does."""
 
     state: str = Field(max_length=100)
     round_number: int = Field(ge=0, description="the last published round; 0 before the first.")
     rounds: int = Field(ge=1)
-    waiting_for: tuple[str, ...] = Field(default=(), description="sites that have approved it and are not online.")
+    offline: tuple[str, ...] = Field(default=(), description="sites that have approved it and are not online.")
+    waiting: Waiting | None = None
     error: str | None = None
     updated_at: Time
 

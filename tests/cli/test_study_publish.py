@@ -1,5 +1,6 @@
 """`echofed study sign|publish|withdraw|run|...`, as a coordinator runs them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from echofed.cli import study_publish
+from echofed.cli import consortium, study_publish
 from echofed.client.identity_files import Identity
 from echofed.protocol.errors import (
     EchoFedError,
@@ -18,10 +19,11 @@ from echofed.protocol.errors import (
     UnknownNameError,
 )
 from echofed.protocol.publication import Answer
-from echofed.protocol.signing import sign
+from echofed.protocol.signing import key_id, sign
 from echofed.server.history import Round, SiteRound, append_round
+from echofed.server.site_heads import HEADS_FILE
 from echofed.server.studies import published_studies, read_control, receive_answer, study_folder, write_control
-from echofed.server.study_status import StudyStatus, write_status
+from echofed.server.study_status import StudyStatus, Waiting, write_status
 from tests.consortia import enrolled, make_consortium
 from tests.study_files import StudyFiles, write_study_files
 
@@ -59,6 +61,22 @@ def run(*arguments: object) -> str:
         raise result.exception
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
+
+
+def answer(who: Identity, files: StudyFiles, decision: str) -> None:
+    """Have north answer a study."""
+    fields = {
+        "consortium": who.consortium,
+        "site": "north",
+        "study_hash": files.study.hash,
+        "parameters_sha256": files.publication().parameters_sha256,
+        "number": 1,
+        "decision": decision,
+        "reason": "Not now.",
+        "person": "Dr A. Martin",
+        "decided_at": "2030-01-02T03:04:05+00:00",
+    }
+    receive_answer(STATE, "north", sign(who.signing_key, "answer", Answer.model_validate(fields)))
 
 
 def test_publish(files: StudyFiles) -> None:
@@ -120,34 +138,70 @@ def test_status(founded: tuple[Path, Identity], files: StudyFiles) -> None:
     assert run("status") == "No study has been published.\n"
     run("publish", "study.yaml")
     assert "wanted   ready, up to round 2\n  run      not begun" in run("status")
-    fields = {
-        "consortium": founded[1].consortium,
-        "site": "north",
-        "study_hash": files.study.hash,
-        "parameters_sha256": files.publication().parameters_sha256,
-        "number": 1,
-        "decision": "refused",
-        "reason": "Not now.",
-        "person": "Dr A. Martin",
-        "decided_at": "2030-01-02T03:04:05+00:00",
-    }
-    receive_answer(STATE, "north", sign(founded[1].signing_key, "answer", Answer.model_validate(fields)))
+    answer(founded[1], files, "refused")
     write_status(
         study_folder(STATE, files.study.hash),
         StudyStatus(
             state="waiting",
             round_number=1,
             rounds=2,
-            waiting_for=("south", "west"),
+            offline=("south", "west"),
+            waiting=Waiting(sites=("north",), since="2030-01-02T03:00:05+00:00", until="2030-01-02T03:10:05+00:00"),
             error="[EF-603] Too few.",
             updated_at="2030-01-02T03:04:05+00:00",
         ),
     )
     said = run("status", files.study.hash[:8])
     assert "run      waiting, round 1 of 2 (2030-01-02T03:04:05+00:00)" in said
-    assert "waits    for south, west" in said
+    assert "waits    for north, since 2030-01-02T03:00:05+00:00, until 2030-01-02T03:10:05+00:00\n" in said
+    assert "offline  south, west" in said
     assert "because  [EF-603] Too few." in said
     assert "north                 refused by Dr A. Martin, 2030-01-02T03:04:05+00:00: Not now." in said
+
+
+def test_status_shows_the_others_beside_a_damaged_study(study: str, files: StudyFiles, tmp_path: Path) -> None:
+    other = write_study_files(tmp_path / "other", title="Another")
+    run("publish", other.study_path)
+    path = study_folder(STATE, files.study.hash) / "publication.json"
+    path.write_bytes(b"damaged")
+    said = run("status")
+    assert f"{files.study.hash[:12]}  DAMAGED\n  because  [EF-703] {path} is not what was signed there." in said
+    assert "Restore it from a copy" in said
+    assert f"{other.study.hash[:12]}  Another\n  wanted   ready" in said
+    with pytest.raises(SignatureError):
+        run("status", study)
+
+
+@pytest.mark.parametrize(("south", "warns"), [(100, False), (99, True), (1, True), (None, False)])
+def test_status_shows_how_many_patients_sites_claim_and_who_outweighs_the_others(
+    founded: tuple[Path, Identity], study: str, files: StudyFiles, south: int | None, warns: bool
+) -> None:
+    answer(founded[1], files, "approved")
+    sites = {"north": SiteRound(trained=True, patients=100), "south": SiteRound(trained=True, patients=south)}
+    place = study_folder(STATE, files.study.hash)
+    record = {"round_number": 1, "attempts": 1, "seconds": 1.0, "bytes_down": 0, "bytes_up": 0, "refused": {}}
+    append_round(place, Round(**record, sites=sites, validation_loss=None, validation_metric=None))
+    at = "2030-01-02T03:04:05+00:00"
+    write_status(place, StudyStatus(state="running", round_number=1, rounds=2, updated_at=at))
+    said = run("status", study)
+    assert f"north                 approved by Dr A. Martin, {at}: Not now.; says 100 training patients\n" in said
+    assert ("WARNING  north says it has" in said) == warns
+
+
+def test_status_names_a_site_with_two_histories(founded: tuple[Path, Identity], study: str, files: StudyFiles) -> None:
+    answer(founded[1], files, "approved")
+    known = {
+        "signer": key_id(founded[1].signing_key.public_key()),
+        "heads": {"log": {"log_id": "1" * 32, "entries": 3, "hash": "2" * 64}, "ledger": None},
+        "forked_at": "2030-01-02T03:04:05+00:00",
+    }
+    (STATE / HEADS_FILE).write_text(json.dumps({"north": known}))
+    warning = "two machines use its identity, or its state folder was put back to a copy; noticed 2030-01-02T03:04:05"
+    assert f"WARNING  north: {warning}" in run("status", study)
+    members = CliRunner().invoke(consortium.app, ["status"]).stdout
+    assert f"Warning: north: {warning}" in members
+    (STATE / HEADS_FILE).write_text(json.dumps({"north": {**known, "signer": "0" * 64}}))  # before it was enrolled anew
+    assert "WARNING" not in run("status", study)
 
 
 def test_a_run_that_was_to_stop_early_says_how_to_go_on(study: str, files: StudyFiles) -> None:

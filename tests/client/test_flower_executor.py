@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.fab import Fab
@@ -199,6 +200,27 @@ def test_unsigned_messages_do_not_fill_the_log(node: Node, monkeypatch: pytest.M
     monkeypatch.setattr("echofed.client.flower_executor.NOTE_SECONDS", 0.0)
     node.answer(RecordDict())
     assert counts()[2:] == [("EF-501", 20)]
+
+
+def test_how_many_were_refused_is_logged_without_another_refusal(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute, from the loop that asks for tasks, and at the end."""
+
+    def counts() -> list[object]:
+        return [entry.facts["count"] for entry in node.log.entries() if entry.event == "refused request"]
+
+    for _ in range(3):
+        node.answer(RecordDict())
+    assert counts() == [1]
+    node.executor.close()
+    assert counts() == [1, 2]
+    node.executor.close()
+    node.answer(RecordDict())
+    assert counts() == [1, 2]
+    monkeypatch.setattr("echofed.client.flower_executor.NOTE_SECONDS", 0.0)
+    monkeypatch.setattr("echofed.client.flower_executor.PATIENCE_SECONDS", -1.0)
+    with pytest.raises(httpx.HTTPError):  # there is no SuperNode at its address
+        node.executor.run()
+    assert counts() == [1, 2, 1]
 
 
 def test_what_the_site_will_not_do_it_says_under_its_signature(node: Node) -> None:

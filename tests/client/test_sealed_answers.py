@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 from echofed.client.approvals import approve, withdraw
+from echofed.client.identity import init_site, join
 from echofed.client.identity_files import Identity
+from echofed.client.ledger_heads import HEAD_FILE
 from echofed.client.link import Link
 from echofed.client.link_settings import LinkSettings
 from echofed.client.sealed_answers import BLOB_FOLDER, BLOBS_KEPT, Opened, SealedAnswers
@@ -19,6 +23,7 @@ from echofed.client.studies_sync import fetch_studies
 from echofed.protocol.audit_log import AuditLog, Entry, open_audit_log
 from echofed.protocol.errors import (
     ArraysError,
+    AuditLogError,
     CertificateError,
     LinkError,
     NotApprovedError,
@@ -26,12 +31,14 @@ from echofed.protocol.errors import (
     ReplayError,
 )
 from echofed.protocol.messages import Instruction
-from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal
+from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal, error_said
 from echofed.protocol.signing import Signed, digest, sign, verify
 from echofed.server.authority import load_signing_key, read_consortium
 from echofed.server.blobs import BlobStore
-from echofed.server.members import revoke, site_signing_key
+from echofed.server.coordination import Coordination
+from echofed.server.members import enrol, invite, revoke, site_signing_key
 from echofed.server.publishing import publish_study
+from echofed.server.site_heads import forked_sites
 from tests.gateways import Door, embedded_door, free_port, make_consortium
 from tests.study_files import write_study_files
 
@@ -245,3 +252,115 @@ def test_few_files_of_parameters_are_kept(site: Site) -> None:
     for number in range(1, BLOBS_KEPT + 3):
         site.open(site.instruction(number=number, parameters=f"parameters {number}".encode()))
     assert len(list((site.state / BLOB_FOLDER).iterdir())) == BLOBS_KEPT
+
+
+def ask(site: Site, office: Coordination, number: int) -> ReplySeal:
+    """Have the site answer a round as the coordinator asks for it now, and the coordinator count the reply."""
+    told = office.site_heads("north")
+    signed = site.instruction(number=number, site_heads=told)
+    try:
+        _, sealed = site.answers.answer(site.open(signed), site.make)
+    except AuditLogError as error:
+        seal = InstructionSeal.model_validate_json(signed.payload)
+        _, sealed = site.answers.refuse(seal, signed, error_said(error))
+    said = office.check_reply("north", sealed)
+    office.check_heads("north", told, said)
+    office.note_reply("north", said, sealed)
+    return said
+
+
+@contextmanager
+def copied(site: Site, state: Path) -> Iterator[Site]:
+    """Give a second machine that works with a copy of the site's folder."""
+    shutil.copytree(site.state, state)
+    with open_audit_log(state, owner="north") as log:
+        answers = SealedAnswers(state, site.identity, site.link, log)
+        yield Site(site.door, state, site.identity, site.study_hash, site.link, log, answers)
+
+
+@pytest.fixture
+def office(site: Site) -> Iterator[Coordination]:
+    office = Coordination(site.door.coordinator)
+    yield office
+    office.log.close()
+
+
+def test_of_two_machines_with_one_identity_only_the_one_that_answers_first_goes_on(
+    site: Site, office: Coordination, tmp_path: Path
+) -> None:
+    ask(site, office, 1)
+    with copied(site, tmp_path / "copy") as copy:
+        ask(copy, office, 2)
+        with pytest.raises(AuditLogError, match="two machines use its identity"):
+            ask(site, office, 2)
+        assert site.trained == [site.trained[0]], "the original released a round of its own"
+        assert site.events("reply")[-1].facts["holds"] == ["error EF-708"]
+        # However long its own chain gets, and whenever the coordinator starts anew.
+        for _ in range(9):
+            site.log.append("started")
+        again = Coordination(site.door.coordinator)
+        with pytest.raises(AuditLogError):
+            ask(site, again, 3)
+        assert len(site.trained) == 1
+        assert ask(copy, again, 3).kind == "train"
+        assert "two machines use its identity" in forked_sites(site.door.coordinator)["north"]
+        again.log.close()
+
+
+def test_a_folder_put_back_to_a_copy_is_noticed_before_anything_leaves(
+    site: Site, office: Coordination, tmp_path: Path
+) -> None:
+    with copied(site, tmp_path / "copy") as copy:
+        ask(site, office, 1)
+        signed = copy.instruction(number=2, parameters=b"global", site_heads=office.site_heads("north"))
+        with pytest.raises(AuditLogError, match="two machines use this identity, or the state folder was put back"):
+            copy.open(signed)
+        assert copy.events("instruction", "reply") == []
+        assert not (copy.state / BLOB_FOLDER).exists()
+
+
+def test_a_ledger_put_back_to_a_copy_is_noticed(site: Site, office: Coordination) -> None:
+    def ledger(entries: int) -> None:
+        head = {"ledger_id": "1" * 32, "entries": entries, "hash": f"{entries:064}", "witness": None}
+        (site.state / HEAD_FILE).write_text(json.dumps(head))
+
+    for entries in (2, 2, 5):
+        ledger(entries)
+        ask(site, office, 1)
+    ledger(4)
+    with pytest.raises(AuditLogError, match=r"ledger of .* is not the one the coordinator saw"):
+        site.open(site.instruction(site_heads=office.site_heads("north")))
+    with pytest.raises(AuditLogError):
+        ask(site, office, 1)
+    (site.state / HEAD_FILE).unlink()
+    with pytest.raises(AuditLogError):
+        ask(site, office, 1)
+
+
+def test_enrolled_anew_a_site_goes_on(site: Site, office: Coordination, tmp_path: Path) -> None:
+    coordinator = site.door.coordinator
+    with copied(site, tmp_path / "copy") as copy:
+        ask(copy, office, 1)
+        with pytest.raises(AuditLogError):
+            ask(site, office, 1)
+    revoke(coordinator, "north", "Two machines.")
+    assert forked_sites(coordinator) == {}
+    request = init_site(site.state, invite(coordinator, "north", readmit=True), path=tmp_path / "again.request")
+    member = join(site.state, enrol(coordinator, request.path, request.words))
+    link = Link(member, LinkSettings())
+    approve(site.state, site.study_hash, "Dr A. Martin", member=member, log=site.log)
+    answers = SealedAnswers(site.state, member, link, site.log)
+    anew = Site(site.door, site.state, member, site.study_hash, link, site.log, answers)
+    assert office.site_heads("north") is None
+    assert ask(anew, office, 1).kind == "train"
+    assert office.site_heads("north") is not None
+    assert forked_sites(coordinator) == {}
+    link.close()
+
+
+def test_a_reply_counts_only_if_it_was_asked_for_after_the_last_one(site: Site, office: Coordination) -> None:
+    early = ask(site, office, 1)
+    ask(site, office, 2)
+    with pytest.raises(ReplayError):
+        office.check_heads("north", None, early)
+    assert forked_sites(site.door.coordinator) == {}

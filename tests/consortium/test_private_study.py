@@ -1,16 +1,20 @@
 """A private study over real processes: what it costs, what leaves, and what the logs of both sides say of it."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from echofed.client.kept_replies import FOLDER
 from echofed.client.public_count import count_path
 from echofed.privacy.budget import delta_for
 from echofed.privacy.spends import composed_epsilon
 from echofed.protocol.audit_log import Entry, open_audit_log
+from echofed.protocol.flower_records import buffer_of, content_from, document_of
 from echofed.protocol.study import Study
 from echofed.protocol.study_file import load_study
+from echofed.server.blobs import INCOMING
 from echofed.server.history import read_history
 from echofed.simulations.local_consortium import LocalConsortium
 from tests.local_consortia import NAMES, audit, enrolled_consortium, ledger, online, published, run_to_end, wait_for
@@ -102,6 +106,15 @@ def test_what_left_stands_in_both_logs_with_its_size_and_hash(done: Done) -> Non
             assert {"training_loss", "seconds"} & set(entry.facts["holds"]) == set()  # type: ignore[arg-type]
         for entry in own:
             assert "exact" not in entry.facts["holds"]  # type: ignore[operator]
+        # The coordinator has removed what it took; the site keeps its last reply, byte for byte as it left.
+        (last,) = [entry for entry in own if (entry.facts["kind"], entry.facts["round"]) == ("train", ROUNDS)]
+        kept = done.consortium.sites[site] / FOLDER / done.study_hash / f"{ROUNDS:05d}-train"
+        content = content_from(kept.read_bytes().split(b"\n", 3)[3])
+        document, update = document_of(content), buffer_of(content)
+        assert last.facts["parameters"] == hashlib.sha256(update).hexdigest()
+        assert last.facts["document"] == hashlib.sha256(document.encode()).hexdigest()
+        assert last.facts["bytes"] == len(document.encode()) + len(update)
+        assert not list((coordinator / INCOMING / site).glob("*"))
 
 
 def test_the_ledger_heads_the_coordinator_noted_are_the_sites(done: Done) -> None:

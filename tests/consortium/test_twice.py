@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from echofed.client.identity import init_site, join
 from echofed.protocol.arrays import decode_parameters
 from echofed.server.history import read_history
+from echofed.server.members import enrol, invite
 from echofed.simulations.local_consortium import LocalConsortium
 from tests.local_consortia import (
     ENVIRONMENT,
     NAMES,
     audit,
     enrolled_consortium,
+    ledger,
     online,
     published,
     run_to_end,
@@ -98,10 +101,22 @@ def test_two_nodes_with_one_identity_are_said_and_the_rounds_stay_right(
     finally:
         second.terminate()
         second.wait(30)
-    # Who is left takes part again once it is started anew, as the message says.
+    # The copy has answered for north: what is left of north has another log and ledger, and answers nothing.
     consortium.stop("north")
     consortium.start("north")
     again = published(consortium, small_study(title="Again", federation={**EVERYONE, "rounds": 1}), "again")
+    wait_for(lambda: _approved(consortium, again))
+    before = [ledger(consortium.sites["north"]), ledger(copy)]
+    consortium.run(again)
+    consortium.wait(again, lambda status: "EF-708" in (status.error or ""), 120)
+    for command in (("study", "status"), ("consortium", "status")):
+        assert "north: two machines use its identity" in echofed(*command, "--state", consortium.coordinator).stdout
+    forked = [one.facts for one in audit(consortium.coordinator, "reply refused") if one.facts["code"] == "EF-708"]
+    assert {one["site"] for one in forked} == {"north"}
+    own = [one.facts for one in audit(consortium.sites["north"], "refused request")]
+    assert "two machines use this identity" in str(own[-1]["what"])
+    assert [ledger(consortium.sites["north"]), ledger(copy)] == before
+    _enrol_north_anew(consortium)
     wait_for(lambda: _approved(consortium, again))
     run_to_end(consortium, again)
     rounds = read_history(folder, 4)
@@ -110,6 +125,17 @@ def test_two_nodes_with_one_identity_are_said_and_the_rounds_stay_right(
     assert any("north" in one for one in refused)
     model = decode_parameters((folder / "model-last.safetensors").read_bytes(), 10**9)
     assert model
+
+
+def _enrol_north_anew(consortium: LocalConsortium) -> None:
+    """As the coordinator and the hospital are told to."""
+    papers, state = consortium.folder / "papers", consortium.sites["north"]
+    consortium.stop("north")
+    echofed("consortium", "revoke", "north", "--reason", "Two machines.", "--state", consortium.coordinator)
+    invitation = invite(consortium.coordinator, "north", papers / "again.invitation", readmit=True)
+    request = init_site(state, invitation, "north", papers / "again.request")
+    join(state, enrol(consortium.coordinator, request.path, request.words))
+    consortium.start("north")
 
 
 def test_all_stop_within_seconds(consortium: LocalConsortium) -> None:

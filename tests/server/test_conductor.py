@@ -14,7 +14,7 @@ from echofed.protocol.errors import RunError
 from echofed.server.conductor import Conductor
 from echofed.server.publishing import withdraw_study
 from echofed.server.studies import CONTROL_FILE, read_control, study_folder, write_control
-from echofed.server.study_status import StudyStatus, read_status
+from echofed.server.study_status import StudyStatus, Waiting, read_status
 from echofed.simulations.local_consortium import LocalConsortium
 from tests.gateways import free_port, wait_for
 from tests.local_consortia import ENVIRONMENT, audit, pid_of, published
@@ -73,6 +73,18 @@ def test_one_study_s_unexpected_fault_is_said_and_ends_nothing(
     errors = [entry for entry in audit(consortium.coordinator, "error") if entry.facts["study"] == study_hash]
     assert [entry.facts["code"] for entry in errors] == ["EF-605"]
     assert conductor._study(study_hash).next_try > time.monotonic()
+
+
+def test_whom_a_round_waits_for_stands_in_the_status(consortium: LocalConsortium) -> None:
+    study_hash = published(consortium, small_study(title="Silent"), "silent")
+    conductor = Conductor(consortium.coordinator, "127.0.0.1:1", b"unused")
+    grid = conductor._grid(conductor._study(study_hash), ["north", "south"])
+    waiting = Waiting(sites=("south",), since="2030-01-02T03:04:05+00:00", until="2030-01-02T03:09:05+00:00")
+    for told in (waiting, None):
+        grid._waiting(told)
+        status = fares(consortium, study_hash)
+        assert status is not None
+        assert (status.state, status.waiting) == ("running", told)
 
 
 def test_a_study_that_is_taken_back_stops(consortium: LocalConsortium) -> None:

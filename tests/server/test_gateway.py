@@ -34,6 +34,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from echofed.client.link import Link
 from echofed.client.link_settings import LinkSettings
+from echofed.protocol.audit_log import open_existing_log
 from echofed.protocol.http_head import RefusalError
 from echofed.server.authority import init_consortium
 from echofed.server.blobs import INCOMING, BlobStore
@@ -330,6 +331,38 @@ def test_a_blob_larger_than_any_published_model_is_refused(tmp_path: Path) -> No
                 tls.recv(1)  # without a study it is waited for
         publish_study(coordinator, files.study_path, files.parameters_path)
         assert door.say(head.format(largest + 1).encode()).status == 413
+
+
+def test_a_damaged_study_is_logged_once_and_the_others_are_handed_out(tmp_path: Path) -> None:
+    coordinator = make_consortium(tmp_path, "north")
+    small = write_study_files(tmp_path / "small", title="Small")
+    publish_study(coordinator, small.study_path, small.parameters_path)
+    large = write_study_files(tmp_path / "large", title="Large")
+    path = publish_study(coordinator, large.study_path, large.parameters_path).folder / "publication.json"
+    whole = path.read_bytes()
+    put = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**22}\r\n\r\n"
+
+    def handed_out(door: Door) -> list[str]:
+        said = door.ask("GET", "/v1/studies")
+        assert said.status == 200
+        return [json.loads(one["payload"])["study_hash"] for one in json.loads(said.body)]
+
+    with embedded_door(tmp_path, free_port()) as door:
+        path.write_bytes(whole[:-100])
+        for _ in range(3):
+            assert handed_out(door) == [small.study.hash]
+        with door.connect() as tls:
+            tls.sendall(put.encode())
+            tls.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                tls.recv(1)  # how large an update of the damaged study may be is not known: it is waited for
+        path.write_bytes(whole)
+        assert handed_out(door) == sorted([small.study.hash, large.study.hash])
+        assert door.say(put.encode()).status == 413
+    with open_existing_log(coordinator) as log:
+        errors = [entry.facts for entry in log.entries() if entry.event == "error"]
+    assert [(one["study"], one["code"]) for one in errors] == [(large.study.hash, "EF-703")]
+    assert str(path) in str(errors[0]["what"])
 
 
 def test_what_a_revoked_site_sent_goes(door: Door) -> None:

@@ -73,7 +73,8 @@ class FunctionGrid(Grid):
         if instruction.kind == "evaluate":
             figures = ExactFigures(patients=4, loss=value, metric=metric)
             return Message(content(EvaluateReply(**addressed, exact=figures)), reply_to=message)
-        reply = TrainReply(**addressed, patients=None, training_loss=value, spent=None, seconds=0.0)
+        patients = None if self.study.strategy.weighting == "uniform" else 10 * node
+        reply = TrainReply(**addressed, patients=patients, training_loss=value, spent=None, seconds=0.0)
         return Message(content(reply, parameters_record({"w": np.full(3, value, np.float32)})), reply_to=message)
 
 
@@ -97,6 +98,15 @@ def test_rounds_add_up_and_the_best_is_kept_beside_the_last(tmp_path: Path) -> N
     assert history[0].sites["north"].training_loss == 1.0
     assert history[0].bytes_down > 0
     assert history[0].bytes_up > 0
+
+
+@pytest.mark.parametrize(("weighting", "said"), [("patients", [10, 20]), ("uniform", [None, None])])
+def test_the_patients_that_weigh_stand_in_the_history(tmp_path: Path, weighting: str, said: list[int | None]) -> None:
+    study = make_study(strategy={"weighting": weighting})
+    grid = FunctionGrid(study, {1: adds(1.0), 2: adds(1.0)})
+    run_study(study, grid, SITES, INITIAL, RunFolder(tmp_path, resume=False))
+    (first, *_) = read_history(tmp_path, 1)
+    assert [first.sites[site].patients for site in ("north", "south")] == said
 
 
 def test_lower_is_better_for_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from itertools import count
 
 import pytest
@@ -11,14 +12,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, RecordDict
 
 from echofed.protocol.audit_log import LogHead
-from echofed.protocol.errors import EchoFedError, InterruptedRunError, ReplyRefusedError
+from echofed.protocol.errors import AuditLogError, EchoFedError, InterruptedRunError, ReplayError, ReplyRefusedError
 from echofed.protocol.flower_records import buffer_of, content_of, document_of, read_sealed, sealed_content
 from echofed.protocol.messages import Instruction
-from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal
+from echofed.protocol.seals import Blob, ErrorReply, InstructionSeal, ReplySeal, SiteHeads
 from echofed.protocol.signing import Signed, digest, sign, verify
 from echofed.server import sealed_grid
 from echofed.server.rounds import exchange
 from echofed.server.sealed_grid import SealedGrid
+from echofed.server.study_status import Waiting
 from echofed.simulations.identity import declare_task
 
 CONSORTIUM, STUDY = "c" * 64, "5" * 64
@@ -48,6 +50,7 @@ class Office:
         self.files: dict[tuple[str, str], bytes] = {}
         self.refused: list[tuple[str, str]] = []
         self.late: list[str] = []
+        self.known: dict[str, SiteHeads] = {}
 
     def node_of(self, site: str) -> tuple[int, bool]:
         return (0, True) if site in self.silent else (self.nodes.get(site, 0), False)
@@ -72,8 +75,17 @@ class Office:
     def log_head(self) -> LogHead:
         return HEAD
 
+    def site_heads(self, site: str) -> SiteHeads | None:
+        return self.known.get(site)
+
+    def check_heads(self, site: str, told: SiteHeads | None, seal: ReplySeal) -> None:
+        if told != self.known.get(site):
+            raise ReplayError("Another reply has counted.")
+        if not seal.continues(told):
+            raise AuditLogError("It forked.")
+
     def note_reply(self, site: str, seal: ReplySeal, signed: Signed) -> None:
-        pass
+        self.known[site] = SiteHeads(log=seal.log_head, ledger=seal.ledger_head)
 
     def note_refused(self, site: str, error: EchoFedError) -> None:
         self.refused.append((site, error.code))
@@ -145,6 +157,7 @@ def honest(office: Office, **changes: object) -> Answering:
             "parameters": blob,
             "log_head": HEAD,
             "ledger_head": None,
+            "log_head_then": seal.site_heads and seal.site_heads.log,
         }
         return sealed_content(said, sign(office.site_keys[site], "reply", ReplySeal.model_validate(reply | changes)))
 
@@ -356,6 +369,70 @@ def test_parameters_that_never_come_whole_end_the_site_s_turn() -> None:
     replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100), seconds=30.0)
     assert "not arrived whole" in (replies[0].error.reason or "")
     assert len(network.sent) == 5
+
+
+@pytest.mark.parametrize(
+    "forked",
+    [
+        {
+            "log_head": HEAD.model_copy(update={"entries": 8}),
+            "log_head_then": HEAD.model_copy(update={"hash": "1" * 64}),
+        },
+        {"log_head": HEAD.model_copy(update={"entries": 8}), "log_head_then": None},
+        {"log_head": HEAD.model_copy(update={"hash": "1" * 64})},
+        {"log_head": HEAD.model_copy(update={"log_id": "1" * 32, "entries": 9})},
+    ],
+    ids=["another entry there", "no entry there", "another last entry", "another log"],
+)
+def test_a_site_whose_log_has_forked_ends_its_turn_at_once(forked: dict[str, object]) -> None:
+    office = Office()
+    network = Network(office, honest(office))
+    grid = SealedGrid(office, lambda: network, ["east", "north"], largest_update_bytes=100)
+    assert not any(reply.has_error() for reply in ask(grid, 1))
+    seen = dict(office.known)
+    network.answering = lambda site, document, signed: honest(office, **(forked if site == "east" else {}))(
+        site, document, signed
+    )
+    replies = ask(grid, 2, seconds=30.0)
+    assert [reply.error.reason if reply.has_error() else None for reply in replies] == ["[EF-708] It forked.", None]
+    assert (office.refused, office.known["east"]) == ([("east", "EF-708")], seen["east"])
+    assert len(network.sent) == 4
+
+
+def test_a_reply_that_another_has_overtaken_is_asked_for_again() -> None:
+    """As when a site's second machine has answered meanwhile: of two replies, the second must go on from the first."""
+    office, ahead = Office(), HEAD.model_copy(update={"entries": 6})
+
+    def overtaken(site: str, document: str, signed: Signed) -> RecordDict:
+        if not office.refused:
+            office.known["east"] = SiteHeads(log=HEAD.model_copy(update={"entries": 5}), ledger=None)
+        return honest(office, log_head=ahead)(site, document, signed)
+
+    network = Network(office, overtaken)
+    replies = ask(SealedGrid(office, lambda: network, ["east"], largest_update_bytes=100))
+    assert not replies[0].has_error()
+    assert office.refused == [("east", "EF-707")]
+    assert office.known["east"].log == ahead
+
+
+def test_whom_a_round_waits_for_is_told_once_it_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed_grid, "WAITING_SECONDS", 0.05)
+    office, told = Office(), list[Waiting | None]()
+
+    def slow(site: str, document: str, signed: Signed) -> RecordDict | None:
+        return None if site != "north" else honest(office)(site, document, signed)
+
+    network = Network(office, slow)
+    grid = SealedGrid(office, lambda: network, SITES, waiting=told.append, largest_update_bytes=100)
+    ask(grid, seconds=2.5)
+    assert [waiting and waiting.sites for waiting in told] == [("east", "west"), None]
+    waiting = told[0]
+    assert waiting is not None
+    asked = datetime.fromisoformat(waiting.until) - datetime.fromisoformat(waiting.since)
+    assert timedelta(seconds=2) <= asked <= timedelta(seconds=3)
+    network.answering = honest(office)
+    ask(grid, 2)
+    assert len(told) == 2
 
 
 def test_a_round_can_be_given_up() -> None:

@@ -29,6 +29,7 @@ from echofed.server.studies import (
     all_studies,
     answers,
     published,
+    published_and_damaged,
     published_studies,
     read_control,
     read_study,
@@ -224,6 +225,26 @@ def test_taking_back_is_whole_or_not_at_all(folder: Path, study: str, monkeypatc
         assert count[0] < step
         return
     raise AssertionError("taking back never ended")
+
+
+@pytest.mark.parametrize("name", ["publication.json", "withdrawal.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 3 * 2**20, b"another"])
+def test_a_damaged_study_is_left_out_and_holds_up_no_other(
+    folder: Path, study: str, tmp_path: Path, name: str, content: bytes
+) -> None:
+    whole = write_study_files(tmp_path / "whole", title="Whole")
+    publish_study(folder, whole.study_path, whole.parameters_path)
+    other = (study_folder(folder, whole.study.hash) / "publication.json").read_bytes()
+    path = study_folder(folder, study) / name
+    path.write_bytes(other if content == b"another" else content)
+    signed, damaged = published_and_damaged(folder)
+    key = read_consortium(folder).signing_key
+    assert [verify(one, key, "publication", Publication).study_hash for one in signed] == [whole.study.hash]
+    assert published(folder) == signed
+    assert list(damaged) == [study]
+    assert str(path) in damaged[study].what
+    path.unlink()
+    assert published_and_damaged(folder)[1].keys() == ({study} if name == "publication.json" else set())
 
 
 @pytest.mark.parametrize("name", [STUDY_FILE, "publication.json", "withdrawal.json"])
