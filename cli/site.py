@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
-from echofed.cli import site_doctor, site_membership, site_studies
+from echofed.cli import site_doctor, site_ingest, site_membership, site_studies
 
 app = typer.Typer(no_args_is_help=True)
 for command in (
     site_membership.init,
     site_membership.join,
+    site_ingest.ingest,
+    site_ingest.receive,
+    site_ingest.review,
+    site_ingest.forget,
     site_studies.studies,
     site_studies.show,
     site_studies.approve,

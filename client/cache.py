@@ -2,6 +2,8 @@
 
 A file holds one row for each image of the registry, named by the image's content. It is written whole under another
 name, synced, and then renamed, so a reader sees a complete file or none, also while another process writes the next.
+
+Rows of frames that the site keeps encrypted are held in memory instead, for as long as the process uses them.
 """
 
 import hashlib
@@ -9,7 +11,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,6 +26,8 @@ _MAGIC = b"EchoFed rows 1\n\0"
 _LENGTH_BYTES = 8
 _ALIGNMENT = 4096
 _MAX_HEADER_BYTES = 4096
+_HELD: WeakValueDictionary[tuple[str, bytes, str], NDArray[Any]] = WeakValueDictionary()
+_HOLDING = RLock()
 
 
 def read_rows(path: Path) -> tuple[bytes, NDArray[Any]] | None:
@@ -68,6 +74,44 @@ def keep_rows(
         ) from error
     if rows is None:
         raise CacheError(f"The cache {path} cannot be read back.", remedy="Check the disk.")
+    return rows
+
+
+def hold_rows(
+    path: Path, keys: Sequence[bytes], dtype: DTypeLike, blocks: Callable[[], Iterable[NDArray[Any]]]
+) -> NDArray[Any]:
+    """Return what `keep_rows` returns, read-only, but write nothing to disk, and remove what lies beside the file in clear.
+
+    Args:
+        path: where `keep_rows` would keep them.
+        keys, dtype, blocks: as for `keep_rows`.
+
+    Raises:
+        CacheError: what is there in clear cannot be removed.
+    """
+    try:
+        for clear in path.parent.glob("*.rows"):
+            clear.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(f"A cache in {path.parent} cannot be removed: {error.strerror}.") from error
+    name = str(path), hashlib.sha256(b"".join(keys)).digest(), np.dtype(dtype).str
+    with _HOLDING:
+        rows = _HELD.get(name)
+        if rows is None:
+            rows = _HELD[name] = _in_memory(len(keys), dtype, blocks())
+        return rows
+
+
+def _in_memory(count: int, dtype: DTypeLike, blocks: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    rows, written = np.empty((count, 0), dtype), 0
+    for block in blocks:
+        if written == 0:
+            rows = np.empty((count, *block.shape[1:]), dtype)
+        rows[written : written + len(block)] = block
+        written += len(block)
+    if written != count:
+        raise ValueError(f"{written} rows were made for {count} keys")
+    rows.flags.writeable = False
     return rows
 
 

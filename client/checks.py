@@ -1,6 +1,5 @@
 """What is wrong with each row of the index, as far as that can be said without a study."""
 
-import hashlib
 import os
 import stat
 from collections import defaultdict
@@ -8,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from echofed.client.duplicates import near_pairs, perceptual_hash, thumbnail
-from echofed.client.images import GreyImage, Pixels, read_image, read_mask
+from echofed.client.images import GreyImage, read_image, read_mask
 from echofed.client.index_file import IndexRow
+from echofed.client.ingest.frame_store import pixel_key
 from echofed.client.reasons import Reason
 
 
@@ -63,12 +61,6 @@ class CheckedRow:
     mask_facts: Facts
     reason: Reason | None
     mask_reason: Reason | None
-
-
-def pixel_key(pixels: Pixels) -> bytes:
-    """Return the SHA-256 of an image's shape and grey levels, 32 bytes."""
-    height, width = pixels.shape
-    return hashlib.sha256(f"{height}x{width}\n".encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 def image_facts(path: Path) -> Facts:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from echofed.client import forgotten
 from echofed.client.flower_messages import description_message, evaluation_message, refusal_message, update_message
 from echofed.client.participation import Participation
 from echofed.client.policy import load_policy
@@ -41,7 +42,7 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
         def respond(message: Message, context: Context) -> Message:
             folder = site_folders[int(context.node_config.get("partition-id", 0))]
             try:
-                participation = _participation(study_folder, folder, seed)
+                participation = _participation(study_folder, folder, seed, forgotten.stamp(folder))
                 instruction = read_document(message.content, Instruction)
                 if instruction.study_hash != participation.study.hash:
                     raise WireError("The instruction is for a study this site has not approved.", "Nothing was run.")
@@ -77,7 +78,10 @@ def make_client_app(study_folder: Path, site_folders: Sequence[Path], seed: int 
 
 
 @lru_cache(maxsize=1024)
-def _participation(study_folder: Path, site_folder: Path, seed: int | None) -> Participation:
+def _participation(
+    study_folder: Path, site_folder: Path, seed: int | None, forgotten_stamp: tuple[int, int]
+) -> Participation:
+    # The stamp is a key of the cache only: whoever was forgotten takes no part in the next round.
     study, model, initial, metadata = _model(study_folder)
     minimum = 1 if seed is not None else load_policy(site_folder).minimum_patients
     return Participation(study, model, initial, metadata, open_site(site_folder), seed, minimum_patients=minimum)

@@ -1,4 +1,4 @@
-"""A site's images and masks at the size a study asks for, decoded once."""
+"""A site's images and masks at the size a study asks for, decoded once; of an encrypted store nothing lies there in clear."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from echofed.client.cache import KEY_BYTES, keep_rows, read_rows
-from echofed.client.checks import pixel_key
+from echofed.client.cache import KEY_BYTES, hold_rows, keep_rows, read_rows
 from echofed.client.images import DECODING_VERSION, Pixels, read_image, read_mask, resize_image, resize_mask
+from echofed.client.ingest.encryption import is_encrypted
+from echofed.client.ingest.frame_store import pixel_key, store_folder
 from echofed.client.reasons import Reason
 from echofed.client.registry import Record
 from echofed.protocol.errors import RegistrationError
@@ -21,7 +22,8 @@ _NO_MASK = bytes(KEY_BYTES)
 def cached_images(folder: Path, records: Sequence[Record], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return every image at the study's size, uint8 [records, side, side], memory-mapped and read-only.
 
-    Images seen before at this size are copied from the file there is; only new ones are decoded.
+    Images seen before at this size are copied from the file there is; only new ones are decoded. Those of an encrypted store
+    are decoded once a process and held in memory.
 
     Raises:
         RegistrationError: a file is no longer what was registered.
@@ -82,7 +84,14 @@ def _cached(
                 block[place] = decode(record) if row is None else row
             yield block
 
-    return keep_rows(path, keys, np.uint8, blocks)
+    return (hold_rows if any_encrypted(records) else keep_rows)(path, keys, np.uint8, blocks)
+
+
+def any_encrypted(records: Sequence[Record]) -> bool:
+    """Return whether an image lies in an encrypted store: nothing that shows the site's images may then be kept in clear."""
+    folders = {record.path.rsplit("/", 1)[0]: record.path for record in records}
+    stores = {store_folder(Path(path)) for path in folders.values()}
+    return any(store is not None and is_encrypted(store) for store in stores)
 
 
 def _known_rows(path: Path) -> dict[bytes, NDArray[np.uint8]]:

@@ -1,4 +1,4 @@
-"""From an image file to grey levels, and to the square the model sees. This is the only place that decodes pixels."""
+"""From an image file to grey levels, and to the square the model sees. This is the only place that decodes registered images."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from echofed.client.ingest.errors import FrameStoreError
+from echofed.client.ingest.frame_store import SUFFIX, key_of, read_frame
 from echofed.client.reasons import Reason
 
-DECODING_VERSION = 1
+DECODING_VERSION = 2
 """Raised when the same file would give other pixels; facts and caches of another version are made anew."""
 
 _FORMATS = ("PNG", "JPEG")
@@ -38,12 +40,19 @@ class GreyImage:
 
 
 def read_image(path: Path) -> GreyImage | Reason:
-    """Return the grey levels of a PNG or JPEG file, or why it has none.
+    """Return the grey levels of a stored frame or of a PNG or JPEG file, or why it has none.
+
+    A frame (`client/ingest/frame_store.py`) is mapped or, in an encrypted store, opened with the store's key.
 
     Colour is turned into luma (ITU-R 601), transparency laid over black, an EXIF orientation applied. A 16-bit image is
     scaled linearly from the smallest of 8, 10, 12, 14 and 16 bits that holds its largest value, since files rarely say
     how many bits the scanner used. Never raises on a bad file.
+
+    Raises:
+        KeyFileError: the file lies in an encrypted store whose key cannot be had; no frame of it could be judged.
     """
+    if path.suffix == SUFFIX:
+        return _stored_frame(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -67,6 +76,14 @@ def read_mask(path: Path) -> Pixels | Reason:
         return grey
     mask: Pixels = (grey.pixels > grey.pixels.max() / 2).astype(np.uint8)
     return mask
+
+
+def _stored_frame(path: Path) -> GreyImage | Reason:
+    key = key_of(path)
+    try:
+        return GreyImage(read_frame(path, key)[0], "")
+    except FrameStoreError:
+        return Reason.FRAME_DAMAGED
 
 
 def _to_grey(image: Image.Image) -> GreyImage | Reason:

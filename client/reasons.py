@@ -17,10 +17,12 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "image has too many pixels"
     SEVERAL_FRAMES = "file holds several frames"
     PIXEL_FORMAT = "pixel format not supported"
+    FRAME_DAMAGED = "stored frame damaged or of another key"
     CONSTANT = "image is one flat grey"
     TOO_SMALL = "image too small"
     SAME_PIXELS = "same image under several patients"
     NEARLY_SAME = "nearly the same image under several patients"
+    FORGOTTEN = "patient was forgotten"
 
     EXCLUDED = "label excluded by the study"
     NO_LABEL = "no label"

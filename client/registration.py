@@ -19,6 +19,7 @@ from echofed.client.checks import (
     mask_facts,
     shared_images,
 )
+from echofed.client.forgotten import Forgotten, read_forgotten
 from echofed.client.index_file import IndexRow, read_index
 from echofed.client.reasons import Reason
 from echofed.client.registry import (
@@ -47,7 +48,8 @@ def register(state_folder: Path, progress: Progress = lambda done, rows: None) -
     """Check every row of a site's index and replace its registry with the result.
 
     Only files that are new or whose size or time of change differ are decoded. Bad rows are quarantined with a reason
-    and counted. Until the end the old registry stays in force; a second registration waits for the first.
+    and counted; of patients who were forgotten nothing but their number is kept. Until the end the old registry stays in
+    force; a second registration waits for the first.
 
     Args:
         state_folder: of a site that was created.
@@ -55,6 +57,7 @@ def register(state_folder: Path, progress: Progress = lambda done, rows: None) -
 
     Raises:
         RegistrationError: the index cannot be read, or the registry not written.
+        KeyFileError: the index names frames of an encrypted store, and its key cannot be had.
     """
     started = time.monotonic()
     with locked(state_folder / "registry.lock"), open_registry(state_folder) as database:
@@ -62,7 +65,8 @@ def register(state_folder: Path, progress: Progress = lambda done, rows: None) -
         rows = read_index(settings)
         reading = _Reading(database, os.path.realpath(settings.data_folder))
         checked = []
-        for done, (row, problem) in enumerate(zip(rows, index_problems(rows), strict=True)):
+        problems = _without_forgotten(rows, index_problems(rows), read_forgotten(state_folder))
+        for done, (row, problem) in enumerate(zip(rows, problems, strict=True)):
             checked.append(reading.check(row, problem, settings.minimum_image_side_px))
             if done % _ROWS_A_COMMIT == 0:
                 reading.keep()
@@ -70,9 +74,17 @@ def register(state_folder: Path, progress: Progress = lambda done, rows: None) -
         reading.keep()
         checked, repeats = _quarantine_shared(checked)
         report = _report(settings.name, checked, repeats, reading.unchanged, time.monotonic() - started)
-        replace_records(database, checked, report)
+        replace_records(database, (row for row in checked if row.reason is not Reason.FORGOTTEN), report)
         progress(len(rows), len(rows))
     return report
+
+
+def _without_forgotten(
+    rows: Sequence[IndexRow], problems: Sequence[Reason | None], forgotten: Forgotten
+) -> list[Reason | None]:
+    return [
+        Reason.FORGOTTEN if row.patient in forgotten else problem for row, problem in zip(rows, problems, strict=True)
+    ]
 
 
 class _Reading:
@@ -144,7 +156,7 @@ def _report(
     for row in checked:
         if row.reason is not None:
             quarantined[row.reason] += 1
-            if len(files[row.reason]) < _FILES_NAMED:
+            if len(files[row.reason]) < _FILES_NAMED and row.reason is not Reason.FORGOTTEN:
                 files[row.reason].append(row.row.file)
     usable = [row for row in checked if row.reason is None]
     noted.update(_notes(usable))

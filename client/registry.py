@@ -9,16 +9,19 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from echofed.client.checks import CheckedRow, Facts, Source
 from echofed.client.images import DECODING_VERSION
+from echofed.client.ingest.encryption import is_sealed, seal, unseal
+from echofed.client.ingest.errors import FrameStoreError
+from echofed.client.ingest.frame_store import key_of
 from echofed.client.reasons import Reason
 from echofed.client.reports import RegistrationReport
 from echofed.client.settings import SiteSettings
-from echofed.protocol.errors import RegistrationError
+from echofed.protocol.errors import KeyFileError, RegistrationError
 
 REGISTRY_FILE = "registry.sqlite"
 SCHEMA_VERSION = 1
@@ -152,8 +155,19 @@ def read_facts(database: sqlite3.Connection) -> KnownFacts:
     )
     known: KnownFacts = {}
     for path, kind, size_bytes, modified_ns, problem, key, height, width, looks, thumbnail, converted in rows:
+        seen = _opened(path, looks), _opened(path, thumbnail)
+        if seen[0] is None or seen[1] is None:
+            continue
         facts = Facts(
-            Reason(problem) if problem else None, key, height, width, int.from_bytes(looks, "big"), thumbnail, converted
+            *(
+                Reason(problem) if problem else None,
+                key,
+                height,
+                width,
+                int.from_bytes(seen[0], "big"),
+                seen[1],
+                converted,
+            )
         )
         known[path, kind] = (Source(path, size_bytes, modified_ns), facts)
     return known
@@ -164,7 +178,8 @@ def write_facts(database: sqlite3.Connection, found: Iterable[tuple[Kind, Source
     rows = [
         (
             *(source.path, kind, source.size_bytes, source.modified_ns, DECODING_VERSION, facts.problem, facts.key),
-            *(facts.height, facts.width, facts.looks.to_bytes(8, "big"), facts.thumbnail, facts.converted),
+            *(facts.height, facts.width, _sealed(source.path, facts.looks.to_bytes(8, "big"))),
+            *(_sealed(source.path, facts.thumbnail), facts.converted),
         )
         for kind, source, facts in found
     ]
@@ -184,6 +199,19 @@ def replace_records(database: sqlite3.Connection, checked: Iterable[CheckedRow],
             "DELETE FROM facts WHERE path NOT IN (SELECT path FROM images UNION SELECT mask_path FROM images)"
         )
         _write_about(database, "report", json.dumps(report.to_json()))
+
+
+def remove_patients(database: sqlite3.Connection, patients: Collection[str]) -> int:
+    """Remove patients and what decoding their files told, so that nothing stays in the file; return how many images that were."""
+    with database:
+        removed = sum(
+            database.execute("DELETE FROM images WHERE patient = ?", (patient,)).rowcount for patient in patients
+        )
+        database.execute(
+            "DELETE FROM facts WHERE path NOT IN (SELECT path FROM images UNION SELECT mask_path FROM images)"
+        )
+    database.execute("VACUUM")
+    return removed
 
 
 def read_records(database: sqlite3.Connection) -> list[Record]:
@@ -238,9 +266,27 @@ def _as_row(checked: CheckedRow) -> tuple[object, ...]:
     )
 
 
+def _sealed(path: str, content: bytes) -> bytes:
+    """Return what is kept of an image's looks: of a frame in an encrypted store not in clear."""
+    key = key_of(Path(path))
+    return content if key is None else seal(key, content, path)
+
+
+def _opened(path: str, content: bytes) -> bytes | None:
+    """Return what `_sealed` was given, None if the key for it is not to be had: the file is then decoded again."""
+    if not is_sealed(content):
+        return content
+    try:
+        return unseal(key_of(Path(path)) or b"", content, path)
+    except (FrameStoreError, KeyFileError):
+        return None
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS)
     database.execute("PRAGMA synchronous = FULL")
+    # What is deleted, a patient or a thumbnail, is overwritten.
+    database.execute("PRAGMA secure_delete = ON")
     return database
 
 

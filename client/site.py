@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from echofed.client.cache import keep_rows
-from echofed.client.image_cache import cached_images, cached_masks
+from echofed.client.cache import hold_rows, keep_rows
+from echofed.client.forgotten import read_forgotten
+from echofed.client.image_cache import any_encrypted, cached_images, cached_masks
 from echofed.client.registration import Progress, register
 from echofed.client.registry import REGISTRY_FILE, Record, create_registry, open_registry, read_records, read_settings
 from echofed.client.reports import RegistrationReport, SiteReport, counts_by_reason
@@ -112,7 +113,8 @@ class Site:
     ) -> NDArray[np.float32]:
         """Return the features of every row of `Examples.images`, float32 [images, dimensions], computed once.
 
-        They are kept under the hash of the encoder and of the preprocessing.
+        They are kept under the hash of the encoder and of the preprocessing; those of an encrypted store in memory, as images
+        can be guessed from them.
 
         Args:
             study: with a fixed encoder.
@@ -122,15 +124,18 @@ class Site:
         Raises:
             CacheError: the cache cannot be written.
         """
-        keys = [record.key for record in self._usable()]
-        return keep_rows(
-            self._cache_folder() / f"features-{_features_hash(study, encoder)}.rows", keys, np.float32, compute
-        )
+        records = self._usable()
+        keep = hold_rows if any_encrypted(records) else keep_rows
+        path = self._cache_folder() / f"features-{_features_hash(study, encoder)}.rows"
+        return keep(path, [record.key for record in records], np.float32, compute)
 
     def _all_records(self) -> list[Record]:
         if self._records is None:
             with open_registry(self.state_folder) as database:
-                self._records = read_records(database)
+                records = read_records(database)
+            # Whoever is being forgotten is left out before the registry has caught up.
+            forgotten = read_forgotten(self.state_folder)
+            self._records = [record for record in records if record.patient not in forgotten]
         return self._records
 
     def _usable(self) -> list[Record]:

@@ -1,5 +1,6 @@
 """The demonstration with real processes: a coordinator and its hospitals, each in a folder of its own, over TLS on loopback."""
 
+import os
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -11,10 +12,10 @@ from echofed.protocol.errors import RunError
 from echofed.protocol.study_file import load_study
 from echofed.server.studies import study_folder
 from echofed.server.study_status import StudyStatus
-from echofed.simulations.demo import IMAGE_SIDE_PX, PHANTOM_COLUMNS, STUDY_FILE
+from echofed.simulations.demo import STUDY_FILE, ingest_phantoms
 from echofed.simulations.initial import initialise_study
 from echofed.simulations.local_consortium import LocalConsortium, free_address
-from echofed.simulations.phantoms import default_sites, write_phantom_sites
+from echofed.simulations.phantoms import default_sites
 from echofed.simulations.progress import Report
 
 MARKER = "consortium"
@@ -63,20 +64,13 @@ def run_real_demo(out: Path, sites: int, patients: int, rounds: int, seed: int, 
 
 
 def _prepare(out: Path, sites: int, patients: int, seed: int, report: Report) -> LocalConsortium:
-    phantoms = out / "phantoms"
-    write_phantom_sites(
-        phantoms,
-        default_sites(sites, patients),
-        seed,
-        (IMAGE_SIDE_PX, IMAGE_SIDE_PX),
-        lambda done, total: report("Drawing phantoms", done, total),
-    )
-    names = sorted(path.name for path in phantoms.iterdir() if path.is_dir())
+    ingested = ingest_phantoms(out, default_sites(sites, patients), os.cpu_count() or 1, seed, report)
+    names = sorted(path.name for path in ingested.iterdir() if path.is_dir())
     states = {name: out / MARKER / "sites" / name for name in names}
     consortium = LocalConsortium(out / MARKER, states, free_address())
     consortium.enrol(report)
     for number, name in enumerate(names, start=1):
-        settings = SiteSettings(name=name, data_folder=(phantoms / name).absolute(), columns=PHANTOM_COLUMNS)
+        settings = SiteSettings(name=name, data_folder=(ingested / name).absolute())
         create_site(states[name], settings).register()
         report("Registering images", number, len(names))
     return consortium

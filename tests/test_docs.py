@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -16,11 +17,14 @@ import typer
 
 from echofed.cli.main import app
 from echofed.cli.supervisor import free_port, listens
+from echofed.client.ingest.settings import IngestSettings
 from echofed.client.link_settings import LinkSettings
 from echofed.client.policy import SitePolicy
 from echofed.protocol.document import Document
 from echofed.protocol.yaml_text import read_document
 from echofed.server.settings import ConsortiumSettings
+from echofed.simulations.phantoms import PhantomSite
+from echofed.simulations.phantoms.dicom_files import write_dicom_site
 from tests.small_simulations import ECHOFED, draw_sites, environment
 
 ROOT = Path(__file__).parents[1]
@@ -62,8 +66,21 @@ def prepare(folder: Path) -> None:
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, "hospital": row["centre"]} for row in rows if row["label"] != "normal")
+    _prepare_export(folder)
     (sites / "north").rename(folder / "FOLDER")
     (folder / "drawn" / "north").symlink_to(folder / "FOLDER")
+
+
+def _prepare_export(folder: Path) -> None:
+    """Make EXPORT, a hospital's DICOM files; phantoms need no text recognition."""
+    site = PhantomSite("north", "borealis", 12, (2, 3), {"benign": 0.5, "malignant": 0.5}, "linear")
+    drawn = write_dicom_site(folder / "hospital", site, seed=1)
+    drawn.export.rename(folder / "EXPORT")
+    ingest = folder / "site" / "ingest"
+    ingest.mkdir(parents=True)
+    (ingest / "ingest.yaml").write_text(
+        "text_check: strokes\nlabels: {tables: [{file: ../../hospital/labels.csv, accession: accession_number}]}\n"
+    )
 
 
 def shell(line: str, folder: Path) -> str:
@@ -114,6 +131,8 @@ class Reader:
             line = re.sub('--words "[^"]*"', f'--words "{words_after("read out yours:", said)}"', line)
         if line.split()[2:] == ["start"]:
             return self.start(line)
+        if line.split()[1:3] in (["site", "review"], ["site", "receive"]):
+            return self.look(line)
         said = shell(line, self.folder)
         if line.startswith("echofed site init"):
             words = words_after("read out yours:", said)
@@ -144,6 +163,23 @@ class Reader:
             assert self.running[-1].poll() is None, line
             time.sleep(0.1)
         return ""
+
+    def look(self, line: str) -> str:
+        """Run a command that goes on until Ctrl-C, and press that once it says that it is there."""
+        process = subprocess.Popen(
+            [str(ECHOFED), *shlex.split(line)[1:]],
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, line
+        return said + rest
 
     def _before(self, line: str) -> None:
         invitation, theirs = self.folder / f"{SITE}.invitation", "--state their-consortium"
@@ -206,6 +242,7 @@ def test_the_pages_show_every_command() -> None:
         ("hospital.md", "policy.yaml", SitePolicy),
         ("hospital.md", "link.yaml", LinkSettings),
         ("coordinator.md", "consortium.yaml", ConsortiumSettings),
+        ("ingest.md", "ingest.yaml", IngestSettings),
     ],
 )
 def test_a_file_of_settings_is_shown_whole_with_its_defaults(

@@ -65,9 +65,10 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     inside = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     modules = {path for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    data = {ROOT / "simulations/report/style.css", *(ROOT / "simulations/studies").glob("*.yaml")}
+    page = [path for path in (ROOT / "client/ingest/review").iterdir() if path.suffix in (".css", ".html", ".js")]
+    data = {ROOT / "simulations/report/style.css", *(ROOT / "simulations/studies").glob("*.yaml"), *page}
     assert inside == {f"echofed/{path.relative_to(ROOT)}" for path in modules | data}
-    assert len(data) >= 2
+    assert len(data) >= 5
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

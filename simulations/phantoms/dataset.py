@@ -1,20 +1,19 @@
 """Data sets of phantoms: several sites with their own scanner, patients and mix of labels, on disk as a hospital keeps them."""
 
 import csv
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from echofed.protocol.errors import SitesError, UnknownNameError
+from echofed.protocol.errors import SitesError
 from echofed.simulations.phantoms.imaging import phantom_image
-from echofed.simulations.phantoms.lesions import DESCRIPTORS, LABELS, Label, Lesion, draw_lesion, lesion_descriptors
-from echofed.simulations.phantoms.probes import PROBES, check_side, fit_frame, square_frame
+from echofed.simulations.phantoms.lesions import DESCRIPTORS, Label, draw_lesion, lesion_descriptors
+from echofed.simulations.phantoms.patients import PhantomPatient, PhantomSite, check_site, draw_patients
+from echofed.simulations.phantoms.probes import PROBES, check_side, square_frame
 from echofed.simulations.phantoms.tissue import draw_anatomy
-from echofed.simulations.phantoms.vendors import VENDORS, Pixels
+from echofed.simulations.phantoms.vendors import VENDORS, Pixels, annotate, mark_calipers
 
 COLUMNS: tuple[str, ...] = (
     "file",
@@ -27,24 +26,6 @@ COLUMNS: tuple[str, ...] = (
     "size_mm",
     "pixel_spacing_mm",
 )
-
-
-@dataclass(frozen=True)
-class PhantomSite:
-    """One site to draw.
-
-    `vendor` and `probe` name entries of `VENDORS` and `PROBES`. `images_per_patient` is the least and the most.
-    `label_proportions` gives each label's share of the patients ("normal", "benign", "malignant"; sum 1).
-    `ambiguity` is how much the labels overlap, see `draw_lesion`.
-    """
-
-    name: str
-    vendor: str
-    patients: int
-    images_per_patient: tuple[int, int]
-    label_proportions: Mapping[Label, float]
-    probe: str
-    ambiguity: float = 0.1
 
 
 def default_sites(number: int, patients_per_site: int) -> list[PhantomSite]:
@@ -98,8 +79,7 @@ def write_phantom_sites(
         UnknownNameError: a vendor or a probe is not in the catalogue; nothing has been written then.
     """
     for site in sites:
-        _check_site(site)
-        check_side(_longest_side(site, image_size_px))
+        check_site(site, image_size_px)
     if len({site.name for site in sites}) < len(sites):
         raise SitesError("Two sites have the same name.", remedy="Give every site a name of its own.")
     total, done, folders = sum(site.patients for site in sites), 0, []
@@ -107,11 +87,9 @@ def write_phantom_sites(
         site_folder = folder / site.name
         for name in ("images", "masks"):
             (site_folder / name).mkdir(parents=True, exist_ok=True)
-        longest_side_px = _longest_side(site, image_size_px)
         rows: list[dict[str, object]] = []
-        for number, label in enumerate(_labels(site, np.random.default_rng([seed, site_index]))):
-            generator = np.random.default_rng([seed, site_index, number + 1])
-            rows += _write_patient(site_folder, site, number + 1, label, longest_side_px, generator)
+        for patient in draw_patients(site, site_index, seed, image_size_px):
+            rows += _write_patient(site_folder, site, patient)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -147,82 +125,31 @@ def random_phantoms(count: int, size_px: int, seed: int) -> Pixels:
     return images
 
 
-def _check_site(site: PhantomSite) -> None:
-    if site.vendor not in VENDORS:
-        raise UnknownNameError(f"No vendor '{site.vendor}': choose from {', '.join(VENDORS)}.")
-    if site.probe not in PROBES:
-        raise UnknownNameError(f"No probe '{site.probe}': choose from {', '.join(PROBES)}.")
-    shares = list(site.label_proportions.values())
-    if not set(site.label_proportions) <= set(LABELS) or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise SitesError(f"Site '{site.name}': {dict(site.label_proportions)} are not shares of {', '.join(LABELS)}.")
-    if not 0 <= site.ambiguity <= 1:
-        raise SitesError(f"Site '{site.name}': ambiguity {site.ambiguity} is not within 0 to 1.")
-    least, most = site.images_per_patient
-    if site.patients < 1 or not 1 <= least <= most:
-        raise SitesError(f"Site '{site.name}': {site.patients} patients of {least} to {most} images.")
-    if not re.fullmatch(r"\w[\w.-]*", site.name):
-        raise SitesError(
-            f"'{site.name}' cannot name a folder.", remedy="Use letters, digits, underscores, dots and hyphens."
-        )
-
-
-def _longest_side(site: PhantomSite, image_size_px: tuple[int, int]) -> int:
-    least, most = image_size_px
-    return round(least + VENDORS[site.vendor].size_share * (most - least))
-
-
-def _labels(site: PhantomSite, generator: np.random.Generator) -> list[Label]:
-    """Return each patient's label: as near to the proportions as whole patients allow, in random order."""
-    labels = list(site.label_proportions)
-    wanted = np.array([site.label_proportions[label] for label in labels]) * site.patients
-    counts = np.floor(wanted).astype(int)
-    for index in np.argsort(counts - wanted, kind="stable")[: site.patients - counts.sum()]:
-        counts[index] += 1
-    ordered = [label for label, count in zip(labels, counts, strict=True) for _ in range(count)]
-    return [ordered[index] for index in generator.permutation(site.patients)]
-
-
-def _write_patient(
-    folder: Path, site: PhantomSite, number: int, label: Label, longest_side_px: int, generator: np.random.Generator
-) -> list[dict[str, object]]:
+def _write_patient(folder: Path, site: PhantomSite, patient: PhantomPatient) -> list[dict[str, object]]:
     """Write one patient's images and masks and return their rows of the index."""
-    lesion, anatomy = draw_lesion(label, generator, site.ambiguity), draw_anatomy(generator)
-    probe, patient_id = PROBES[site.probe], f"{site.name}_p{number:04d}"
-    shown_mm = _study_depth(probe.depth_mm, lesion, generator)
-    images = int(generator.integers(site.images_per_patient[0], site.images_per_patient[1] + 1))
-    with_calipers = generator.uniform() < 0.3
-    rows: list[dict[str, object]] = []
-    for index in range(images):
-        # Four or more images come from two exams, the second at a depth of its own.
-        exam = 1 + (images >= 4 and index >= images // 2)
-        depth_mm = shown_mm * (1.0 if exam == 1 else 1.06)
-        frame = fit_frame(probe, depth_mm, longest_side_px)
-        marked = bool(with_calipers and generator.uniform() < 0.5)
-        image, mask = phantom_image(frame, anatomy, lesion, VENDORS[site.vendor], generator, calipers=marked)
-        file = f"{patient_id}_{index + 1}.png"
-        for kind, pixels in (("images", image), ("masks", mask)):
+    vendor, lesion, rows = VENDORS[site.vendor], patient.lesion, []
+    patient_id = f"{site.name}_p{patient.number:04d}"
+    for picture in patient.pictures:
+        annotate(picture.image, vendor, picture.frame.pixel_spacing_mm)
+        if picture.measured:
+            mark_calipers(picture.image, picture.mask)
+        file = f"{patient_id}_{picture.number}.png"
+        for kind, pixels in (("images", picture.image), ("masks", picture.mask)):
             Image.fromarray(pixels).save(folder / kind / file, compress_level=1)
         rows.append(
             {
                 "file": f"images/{file}",
                 "patient_id": patient_id,
-                "exam_id": f"{patient_id}_e{exam}",
+                "exam_id": f"{patient_id}_e{picture.exam}",
                 "centre": site.name,
-                "label": label,
+                "label": patient.label,
                 "mask": f"masks/{file}",
                 **lesion_descriptors(lesion),
                 "size_mm": f"{lesion.diameter_mm if lesion else 0.0:.1f}",
-                "pixel_spacing_mm": f"{frame.pixel_spacing_mm:.4f}",
+                "pixel_spacing_mm": f"{picture.frame.pixel_spacing_mm:.4f}",
             }
         )
     return rows
-
-
-def _study_depth(limits_mm: tuple[float, float], lesion: Lesion | None, generator: np.random.Generator) -> float:
-    """Return the depth the operator chose, mm: anywhere the probe allows, deeper for a large lesion."""
-    least, most = limits_mm
-    depth_mm = float(generator.uniform(least, most))
-    return depth_mm if lesion is None else min(max(depth_mm, 2.0 * lesion.diameter_mm), 1.15 * most)
 
 
 def _write_index(path: Path, rows: list[dict[str, object]]) -> None:

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from echofed.client.images import GreyImage, read_image, read_mask, resize_image, resize_mask
+from echofed.client.ingest.encryption import make_store_key
+from echofed.client.ingest.frame_store import write_frame
 from echofed.client.reasons import Reason
+from echofed.protocol.errors import KeyFileError
+from echofed.protocol.key_files import PASSPHRASE_VARIABLE
 
 GRADIENT = np.linspace(0, 255, 40 * 60).reshape(40, 60).astype(np.uint8)
 
@@ -166,3 +170,44 @@ def test_shrinking_does_not_alias() -> None:
     shrunk = resize_image(stripes, 32, "stretch").astype(float)
     assert shrunk.std() < 5
     assert abs(shrunk.mean() - 127.5) < 2
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+def test_stored_frames_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")
+    key = make_store_key(tmp_path, "passphrase") if sealed else None
+    path = write_frame(tmp_path, "abc", GRADIENT, {}, key)
+    image = grey(path)
+    np.testing.assert_array_equal(image.pixels, GRADIENT)
+    assert image.converted == ""
+    mask = read_mask(write_frame(tmp_path, "mask", (GRADIENT > 100).astype(np.uint8), {}, key))
+    np.testing.assert_array_equal(mask, GRADIENT > 100)
+    np.testing.assert_array_equal(resize_image(image.pixels, 32, "pad"), resize_image(GRADIENT, 32, "pad"))
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert read_image(path) is Reason.FRAME_DAMAGED
+    assert read_mask(path) is Reason.FRAME_DAMAGED
+
+
+def test_a_frame_of_another_store_has_a_reason_and_a_lost_key_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")
+    mine = make_store_key(tmp_path, "passphrase")
+    sealed = write_frame(tmp_path, "abc", GRADIENT, {}, mine)
+    assert read_image(write_frame(tmp_path, "abd", GRADIENT, {}, bytes(32))) is Reason.FRAME_DAMAGED
+    assert read_image(write_frame(tmp_path, "abe", GRADIENT, {}, None)) is Reason.FRAME_DAMAGED
+    loose = tmp_path / sealed.name
+    loose.write_bytes(sealed.read_bytes())
+    assert read_image(loose) is Reason.FRAME_DAMAGED
+    (tmp_path / "store.key").write_bytes(b"")
+    with pytest.raises(KeyFileError, match="damaged"):
+        read_image(sealed)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_as_a_frame_raise(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    path.write_bytes(content)
+    assert read_image(path) is Reason.FRAME_DAMAGED

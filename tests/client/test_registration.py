@@ -14,11 +14,17 @@ import pytest
 from PIL import Image
 
 from echofed.client import checks
+from echofed.client.duplicates import perceptual_hash, thumbnail
+from echofed.client.forgotten import add_forgotten, allow_again
+from echofed.client.images import resize_image
+from echofed.client.ingest.encryption import make_store_key
+from echofed.client.ingest.frame_store import write_frame
 from echofed.client.reasons import Reason
 from echofed.client.registry import REGISTRY_FILE, open_registry, read_records
 from echofed.client.settings import SiteSettings
 from echofed.client.site import create_site, open_site
-from echofed.protocol.errors import RegistrationError
+from echofed.protocol.errors import KeyFileError, RegistrationError
+from echofed.protocol.key_files import PASSPHRASE_VARIABLE
 
 
 def test_good_data_are_registered(hospital: Any) -> None:
@@ -310,3 +316,101 @@ def test_real_images_are_registered_without_a_false_alarm(shared_data: Path, tmp
     assert (report.images, report.patients) == (395, 328)
     assert report.quarantined == {}
     assert report.noted == {}
+
+
+def store_frames(hospital: Any, *, sealed: bool, patients: int = 6) -> dict[str, str]:
+    """Fill the hospital with two stored frames a patient; return the patient of each file."""
+    key = make_store_key(hospital.folder, "passphrase") if sealed else None
+    owners = {}
+    for number in range(2 * patients):
+        path = write_frame(hospital.folder, f"frame-{number}", hospital.picture(number), {}, key)
+        file = str(path.relative_to(hospital.folder))
+        owners[hospital.add(f"p{number // 2}", file=file)] = f"p{number // 2}"
+    return owners
+
+
+def whole_state(hospital: Any) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(hospital.state.rglob("*")) if path.is_file())
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+def test_stored_frames_are_registered_and_known_again(
+    hospital: Any, make_study: Any, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")
+    files = list(store_frames(hospital, sealed=sealed))
+    site = hospital.site()
+    report = site.register()
+    assert (report.images, report.patients, report.quarantined) == (12, 6, {})
+    assert site.register().unchanged == 12
+    content = bytearray((hospital.folder / files[0]).read_bytes())
+    content[-5] ^= 1
+    (hospital.folder / files[0]).write_bytes(content)
+    report = site.register()
+    assert report.quarantined == {Reason.FRAME_DAMAGED: 1}
+    assert report.unchanged == 11
+    study = make_study(evaluation={"validation_fraction": 0.0, "test_fraction": 0.0})
+    examples = site.examples(study, "training")
+    expected = [resize_image(hospital.picture(number), 32, "pad") for number in range(1, 12)]
+    np.testing.assert_array_equal(examples.images, expected)
+
+
+def test_of_an_encrypted_store_nothing_is_kept_in_clear(
+    hospital: Any, make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")
+    study = make_study(evaluation={"validation_fraction": 0.0, "test_fraction": 0.0})
+    features = np.arange(12 * 8, dtype=np.float32).reshape(12, 8)
+    shown = {}
+    for sealed in (False, True):
+        if sealed:
+            hospital.rows.clear()
+        store_frames(hospital, sealed=sealed)
+        site = hospital.registered()
+        images = site.examples(study, "training").images
+        kept = site.cached_features(study, "encoder", lambda: [features[:5], features[5:]])
+        np.testing.assert_array_equal(kept, features)
+        assert not images.flags.writeable
+        again = site.examples(study, "training").images
+        np.testing.assert_array_equal(again, images)
+        assert (again is images) == sealed
+        state = whole_state(hospital)
+        small = [thumbnail(hospital.picture(number)).tobytes() for number in range(12)]
+        looks = [perceptual_hash(np.frombuffer(one, np.uint8).reshape(32, 32)).to_bytes(8, "big") for one in small]
+        traces = [images[0, 8].tobytes(), features[3].tobytes(), *(one[64:96] for one in small), *looks]
+        shown[sealed] = sum(trace in state for trace in traces)
+    assert shown == {False: 26, True: 0}
+    assert not list((hospital.state / "cache").glob("*.rows"))
+
+
+def test_without_the_key_the_registry_stays_as_it_was(hospital: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")
+    store_frames(hospital, sealed=True)
+    site = hospital.registered()
+    key_file = hospital.folder / "store.key"
+    content = key_file.read_bytes()
+    key_file.unlink()
+    key_file.write_bytes(content)
+    key_file.chmod(0o600)
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
+    with pytest.raises(KeyFileError, match="encrypted"):
+        site.register()
+    with open_registry(hospital.state) as database:
+        assert [record.reason for record in read_records(database)] == [None] * 12
+
+
+def test_forgotten_patients_are_counted_and_nothing_else_of_them_is_kept(hospital: Any) -> None:
+    hospital.fill(patients=4, images=2)
+    hospital.rows.append({"file": "forgotten-file.png", "patient_id": "p1"})
+    site = hospital.site()
+    add_forgotten(hospital.state, ["p1"])
+    report = site.register()
+    assert report.quarantined == {Reason.FORGOTTEN: 3}
+    assert report.files.get(Reason.FORGOTTEN, ()) == ()
+    assert report.rows == report.images + 3
+    with open_registry(hospital.state) as database:
+        assert {record.patient for record in read_records(database)} == {"p0", "p2", "p3"}
+        assert database.execute("SELECT COUNT(*) FROM facts").fetchone() == (6,)
+    assert b"forgotten-file" not in whole_state(hospital)
+    assert allow_again(hospital.state, ["p1"]) == 1
+    assert site.register().patients == 4

@@ -4,13 +4,16 @@ import inspect
 import re
 from pathlib import Path
 
+from echofed.client.ingest import errors as ingest_errors
 from echofed.protocol import errors
 
 CLASSES = [
     value
-    for _, value in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(value, errors.EchoFedError) and value.__module__ == errors.__name__
+    for module in (errors, ingest_errors)
+    for _, value in inspect.getmembers(module, inspect.isclass)
+    if issubclass(value, errors.EchoFedError) and value.__module__ == module.__name__
 ]
+TREE = (errors.__doc__ or "") + (ingest_errors.__doc__ or "")
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
@@ -18,8 +21,8 @@ def test_codes_are_unique_and_drawn_in_the_docstring() -> None:
     codes = [one.code for one in CLASSES]
     assert len(set(codes)) == len(codes)
     for one in CLASSES:
-        assert one.__name__ in (errors.__doc__ or "")
-        assert one.code in (errors.__doc__ or "") or one.code.endswith("00")
+        assert one.__name__ in TREE
+        assert one.code in TREE or one.code.endswith("00")
 
 
 def test_every_error_is_on_the_page_and_nothing_else() -> None:

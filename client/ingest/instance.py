@@ -1,0 +1,350 @@
+"""One instance, from its DICOM file to stored frames or a reason against it; runs in a process of its own.
+
+The file may be damaged or hostile and its decoders are C libraries, so whatever happens here costs this instance only.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import Dataset
+
+from echofed.client.ingest.cleaning import Cleaned, clean
+from echofed.client.ingest.dataset import check_ultrasound, read_dataset
+from echofed.client.ingest.decoding import decode_frames, frame_count
+from echofed.client.ingest.frame_choice import choose_frames
+from echofed.client.ingest.frame_store import PATIENT, SPACING, spacing_text, sync_frames, write_frame
+from echofed.client.ingest.geometry import Box, Layout, Region
+from echofed.client.ingest.header import Header, identifying_texts, read_header
+from echofed.client.ingest.journal import Entry, open_journal
+from echofed.client.ingest.kept_dicom import deidentified_copy
+from echofed.client.ingest.labels import LabelRow
+from echofed.client.ingest.outcomes import SetAsideError, Verdict, Why, verdict_of
+from echofed.client.ingest.pseudonyms import Pseudonyms
+from echofed.client.ingest.quality import is_frozen, measure_frame
+from echofed.client.ingest.regions import find_layout
+from echofed.client.ingest.report_labels import is_report, report_rows
+from echofed.client.ingest.review.case import MAX_BOXES, Case
+from echofed.client.ingest.review.queue import put_case
+from echofed.client.ingest.settings import FrameRule, IngestSettings
+from echofed.client.ingest.templates import layout_key, read_template
+from echofed.protocol.durable import replace_file
+from echofed.protocol.membership import iso_time
+
+REVIEW_FOLDER = "review"
+TEMPLATES_FOLDER = "templates"
+DICOM_FOLDER = "dicom"
+_FRAMES_COMPARED = 16
+"""Frames of a clip that are looked at, besides those kept, to tell what does not move."""
+_THUMBNAIL_PX = 32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is the same for all instances of an ingest.
+
+    Args:
+        folder: of the ingest.
+        settings: of the ingest.
+        pseudonyms: the site's, with its merges.
+        store_key: of the frame store, None if it is not encrypted.
+    """
+
+    folder: Path
+    settings: IngestSettings
+    pseudonyms: Pseudonyms
+    store_key: bytes | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What came of one file.
+
+    Args:
+        entry: for the journal, None if the file is no instance that can be named.
+        why: the reason against it, None if it is accepted.
+        said: what a structured report says of exams, in pseudonyms.
+        texts: every identifying text of its header, for the search at the end; never stored.
+    """
+
+    entry: Entry | None
+    why: Why | None
+    said: tuple[LabelRow, ...] = ()
+    texts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame to be stored: its grey levels, the number of its region, its number in the clip (1-based) and its spacing."""
+
+    pixels: NDArray[np.uint8]
+    region: int
+    number: int
+    spacing_mm: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Frames of an instance that were decoded: those that are kept, and some more to tell what moves."""
+
+    frames: list[NDArray[np.uint8]]
+    numbers: list[int]
+    kept: tuple[int, ...]
+
+    @property
+    def places(self) -> list[int]:
+        """Where the frames that are kept are among those decoded."""
+        return [self.numbers.index(number) for number in self.kept]
+
+
+def read_instance(path: Path, reading: Reading) -> Read:
+    """Read, de-identify and store one instance.
+
+    Frames of an accepted instance are on disk on return, those of one that a person must see are in the review queue; of any
+    other nothing is kept. What the journal knows of an instance stays, so that a second copy changes no decision.
+
+    Args:
+        path: of the file as the source sent it.
+        reading: what is the same for all.
+
+    Raises:
+        FrameStoreError, OSError: the disk is full or cannot be written; this is not the instance's fault.
+    """
+    entry, texts = None, frozenset[str]()
+    try:
+        dataset = read_dataset(path)
+        texts = identifying_texts(dataset)
+        if is_report(dataset):
+            rows = report_rows(dataset, reading.settings.labels.reports)
+            return Read(None, Why.REPORT, label_rows(rows, reading.pseudonyms), texts)
+        check_ultrasound(dataset)
+        header = read_header(dataset, reading.pseudonyms, reading.settings.ages)
+        with open_journal(reading.folder) as journal:
+            if known := journal.find(header.instance):
+                return Read(known, known.why, (), texts)
+        entry = _entry(header)
+        return _read_pixels(path, dataset, entry, header, reading, texts)
+    except SetAsideError as error:
+        if entry is not None:
+            entry = dataclasses.replace(entry, verdict=verdict_of(error.why), why=error.why)
+        return Read(entry, error.why, (), texts)
+
+
+def label_rows(rows: Iterable[LabelRow], pseudonyms: Pseudonyms) -> tuple[LabelRow, ...]:
+    """Return what tables or reports say with pseudonyms in place of ids, so that it meets what the journal holds."""
+    return tuple(
+        LabelRow(
+            row.label,
+            exam=pseudonyms.exam(row.exam) if row.exam else "",
+            accession=pseudonyms.accession(row.accession) if row.accession else "",
+            patient=pseudonyms.patient(row.patient) if row.patient else "",
+        )
+        for row in rows
+    )
+
+
+def store_frames(folder: Path, entry: Entry, frames: Iterable[Frame], key: bytes | None) -> Entry:
+    """Store an instance's frames and return its entry with them; they are on disk on return.
+
+    Args:
+        folder: of the ingest.
+        entry: of the instance.
+        frames: what is kept of it.
+        key: of the store, None if it is not encrypted.
+
+    Raises:
+        FrameStoreError: the disk is full or cannot be written.
+    """
+    paths, facts = [], []
+    for frame in frames:
+        texts = {PATIENT: entry.patient, "exam": entry.exam, SPACING: spacing_text(frame.spacing_mm)}
+        name = f"{entry.instance}-{frame.region}-{frame.number:05d}"
+        paths.append(write_frame(folder, name, frame.pixels, texts, key))
+        facts.append(
+            {
+                "file": str(paths[-1].relative_to(folder)),
+                "region": frame.region,
+                "frame": frame.number,
+                "spacing_mm": frame.spacing_mm,
+                **measure_frame(frame.pixels).to_json(),
+            }
+        )
+    sync_frames(paths)
+    return dataclasses.replace(entry, frames=tuple(facts), verdict=Verdict.ACCEPTED, why=None)
+
+
+def keep_copy(reading: Reading, dataset: Dataset, header: Header, frames: Sequence[Frame]) -> None:
+    """Keep a de-identified DICOM copy of an instance's first region beside its frames.
+
+    Args:
+        reading: what is the same for all.
+        dataset: the instance as it came.
+        header: what is kept of its header.
+        frames: what is kept of its pixels.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = reading.folder / DICOM_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    first = [frame for frame in frames if frame.region == 0]
+    pixels, spacing_mm = np.stack([frame.pixels for frame in first]), first[0].spacing_mm
+    content = deidentified_copy(dataset, pixels, header, reading.pseudonyms, spacing_mm=spacing_mm)
+    replace_file(folder / f"{header.instance}.dcm", content)
+
+
+def around(regions: Iterable[Region]) -> Box:
+    """Return the smallest box that holds all regions: what a person is shown, and what templates are drawn on."""
+    boxes = [region.box for region in regions]
+    return Box(
+        min(box.top for box in boxes),
+        min(box.left for box in boxes),
+        max(box.bottom for box in boxes),
+        max(box.right for box in boxes),
+    )
+
+
+def _read_pixels(
+    path: Path, dataset: Dataset, entry: Entry, header: Header, reading: Reading, texts: frozenset[str]
+) -> Read:
+    picked = _pick_frames(dataset, reading.settings.frames)
+    layout, why = _find_layout(dataset, picked)
+    shown, key = around(layout.tissue), layout_key(header, layout)
+    template = read_template(reading.folder / TEMPLATES_FOLDER, key)
+    cleaned = [_clean(picked, region.box, shown, template, reading.settings) for region in layout.tissue]
+    entry.facts["is_frozen"] = is_frozen(cleaned[0].frames)
+    why = why or next((one.why for one in cleaned if one.why is not None), None)
+    if why is not None:
+        entry = dataclasses.replace(
+            entry, verdict=verdict_of(why), why=why, facts=entry.facts | _places(layout, picked)
+        )
+        if entry.verdict is Verdict.REVIEW:
+            raw = path if reading.settings.keep_dicom else None
+            put_case(
+                reading.folder / REVIEW_FOLDER,
+                _case(entry, layout, key, cleaned),
+                _canvas(layout, cleaned, picked),
+                raw,
+            )
+        return Read(entry, why, (), texts)
+    frames = [
+        Frame(one.frames[place], number, picked.numbers[place] + 1, region.spacing_mm)
+        for number, (region, one) in enumerate(zip(layout.tissue, cleaned, strict=True))
+        for place in picked.places
+    ]
+    entry = store_frames(reading.folder, entry, frames, reading.store_key)
+    if reading.settings.keep_dicom:
+        keep_copy(reading, dataset, header, frames)
+    return Read(entry, None, (), texts)
+
+
+def _pick_frames(dataset: Dataset, rule: FrameRule) -> _Picked:
+    count = frame_count(dataset)
+    thumbnails = {}
+    if rule.rule == "different" and count > 1:
+        thumbnails = {number: _thumbnail(frame) for number, frame in enumerate(decode_frames(dataset))}
+    kept = choose_frames(count, rule.rule, rule.step, rule.most, thumbnails.__getitem__ if thumbnails else None)
+    compared = np.linspace(0, count - 1, min(count, _FRAMES_COMPARED)).round().astype(int).tolist()
+    numbers = sorted({*kept, *compared})
+    frames = list(decode_frames(dataset, numbers))
+    if max(float(frame.max()) for frame in frames) == 0:
+        raise SetAsideError(Why.EMPTY)
+    return _Picked(frames, numbers, tuple(kept))
+
+
+def _thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grey = Image.fromarray(frame).convert("L")
+    return np.asarray(grey.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BILINEAR))
+
+
+def _find_layout(dataset: Dataset, picked: _Picked) -> tuple[Layout, Why | None]:
+    """Return how the frame is divided; if nobody can say, all of it, for a person to see."""
+    try:
+        return find_layout(dataset, picked.frames), None
+    except SetAsideError as error:
+        if verdict_of(error.why) is not Verdict.REVIEW:
+            raise
+        height, width = picked.frames[0].shape[:2]
+        return Layout((Region(Box(0, 0, height, width), "tissue"),), "image"), error.why
+
+
+def _clean(
+    picked: _Picked, box: Box, shown: Box, template: NDArray[np.bool_] | None, settings: IngestSettings
+) -> Cleaned:
+    mask = None
+    if template is not None:
+        top, left = box.top - shown.top, box.left - shown.left
+        mask = template[top : top + box.height, left : left + box.width]
+    crops = np.stack([box.of(frame) for frame in picked.frames])
+    return clean(crops, is_cine=len(picked.frames) > 1, check=settings.text_check, template_mask=mask)
+
+
+def _case(entry: Entry, layout: Layout, key: str, cleaned: list[Cleaned]) -> Case:
+    assert entry.why is not None
+    shown = around(layout.tissue)
+    writing = [
+        Box(box.top + top, box.left + left, box.bottom + top, box.right + left)
+        for region, one in zip(layout.tissue, cleaned, strict=True)
+        for top, left in [(region.box.top - shown.top, region.box.left - shown.left)]
+        for box in one.writing
+    ]
+    return Case(
+        instance=entry.instance,
+        exam=entry.exam,
+        patient=entry.patient,
+        why=entry.why,
+        writing=tuple(writing[:MAX_BOXES]),
+        region=shown,
+        frames=len(entry.facts["frame_numbers"]),
+        layout_key=key,
+        device=entry.device,
+        added_at=iso_time(datetime.now(UTC)),
+    )
+
+
+def _canvas(layout: Layout, cleaned: list[Cleaned], picked: _Picked) -> NDArray[np.uint8]:
+    """Return what a person is shown, uint8 [frames, height, width]: the regions in their places, black between them."""
+    shown = around(layout.tissue)
+    canvas = np.zeros((len(picked.kept), shown.height, shown.width), np.uint8)
+    for region, one in zip(layout.tissue, cleaned, strict=True):
+        top, left = region.box.top - shown.top, region.box.left - shown.left
+        canvas[:, top : top + region.box.height, left : left + region.box.width] = one.frames[picked.places]
+    return canvas
+
+
+def _places(layout: Layout, picked: _Picked) -> dict[str, Any]:
+    """Return what is needed to store the frames of an instance once a person has accepted it."""
+    shown = around(layout.tissue)
+    return {
+        "frame_numbers": [number + 1 for number in picked.kept],
+        "regions": [
+            {
+                "top": region.box.top - shown.top,
+                "left": region.box.left - shown.left,
+                "bottom": region.box.bottom - shown.top,
+                "right": region.box.right - shown.left,
+                "spacing_mm": region.spacing_mm,
+            }
+            for region in layout.tissue
+        ],
+    }
+
+
+def _entry(header: Header) -> Entry:
+    known = ("patient", "exam", "instance", "accession", "person", "birth")
+    facts = {name: value for name, value in dataclasses.asdict(header).items() if name not in known}
+    return Entry(
+        **{name: getattr(header, name) for name in known},
+        verdict=Verdict.QUARANTINED,
+        why=None,
+        label="",
+        device=f"{header.vendor} {header.model}".strip(),
+        facts=facts,
+        frames=(),
+    )

@@ -1,0 +1,78 @@
+"""Where text recognition finds writing."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from echofed.client.ingest import recognition
+from echofed.client.ingest.geometry import Box, Pixels
+from echofed.client.ingest.recognition import find_text, is_installed
+from echofed.simulations.phantoms import random_phantoms
+from tests.client.ingest.planted_text import FontKind, plant, recompressed
+
+BACKGROUND = random_phantoms(1, 192, seed=5)[0]
+
+
+def written(font: FontKind, size_px: int, colour: str) -> tuple[Pixels, Box]:
+    frames = np.repeat(BACKGROUND[None, ..., None], 3, 3).copy()
+    text = ("NOVAK, Eva", font, size_px, colour, "tissue", "fixed")
+    (planted,) = plant(frames, Box(0, 0, 192, 192), [text], np.random.default_rng(2))
+    return frames[0], planted.box
+
+
+@pytest.mark.parametrize(
+    ("font", "size_px", "colour"),
+    [("bitmap", 11, "white"), ("aliased", 9, "yellow"), ("vector", 16, "grey"), ("outlined", 24, "grey")],
+)
+def test_a_name_is_found(font: FontKind, size_px: int, colour: str) -> None:
+    """At least half of it: a box that covers a part sends the whole still to a person."""
+    picture, place = written(font, size_px, colour)
+    found = np.zeros(picture.shape[:2], bool)
+    for box in find_text(recompressed(picture, 85)):
+        found[box.top : box.bottom, box.left : box.right] = True
+    assert found[place.top + 1 : place.bottom - 1, place.left + 1 : place.right - 1].mean() > 0.5
+
+
+def test_nothing_is_found_in_tissue() -> None:
+    assert find_text(BACKGROUND) == ()
+
+
+def test_boxes_lie_in_the_picture() -> None:
+    picture = np.zeros((40, 300, 3), np.uint8)
+    plant(
+        picture[None],
+        Box(0, 0, 40, 300),
+        [("ID 123456", "vector", 24, "white", "corner", "fixed")],
+        np.random.default_rng(0),
+    )
+    boxes = find_text(picture)
+    assert boxes
+    assert all(0 <= box.top < box.bottom <= 40 and 0 <= box.left < box.right <= 300 for box in boxes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (200, 3)])
+def test_tiny_pictures_are_looked_at(shape: tuple[int, int]) -> None:
+    assert find_text(np.zeros(shape, np.uint8)) == ()
+
+
+def test_tiles_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, _ = written("vector", 16, "white")
+    whole = find_text(picture)
+    monkeypatch.setattr(recognition, "_TILE_PX", 320)
+    in_tiles = find_text(picture)
+    assert whole
+    assert len(in_tiles) == len(whole)
+    assert all(abs(a.top - b.top) <= 6 and abs(a.left - b.left) <= 12 for a, b in zip(whole, in_tiles, strict=True))
+
+
+def test_importing_it_loads_no_network() -> None:
+    code = "import sys, echofed.client.ingest.cleaning; sys.exit(bool({'onnxruntime', 'cv2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_installed()
+    monkeypatch.setattr(recognition, "_PACKAGE", "no_such_package")
+    assert not is_installed()
