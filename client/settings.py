@@ -27,7 +27,7 @@ class SiteSettings(Document):
     """A site's own settings (`site.yaml`); nothing here leaves the site but its name."""
 
     name: SiteName
-    data_folder: Path = Field(description="folder holding the images, PNG or JPEG.")
+    data_folder: Path = Field(description="folder holding the images: PNG, JPEG or frames of an ingest.")
     index_file: Path = Field(default=Path("index.csv"), description="CSV with one row an image; in the data folder.")
     columns: Columns = Columns()
     minimum_image_side_px: int = Field(default=32, ge=1, le=4096, description="smaller images are quarantined.")

@@ -1,6 +1,7 @@
 """What tests of every package share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 # How long an example takes depends on what else the machine does; pytest-timeout bounds the whole.
 settings.register_profile("echofed", deadline=None)
 settings.load_profile("echofed")
+
+# Who starts the tests in the background has Ctrl-C ignored by them and all they start: the tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
