@@ -5,7 +5,7 @@ clip where they are at hand (ECHOFED_DATA or ../shared/data). A still bears one 
 another's merit.
 A string counts as handled if it was cropped away, is masked, or its image goes to a person.
 
-    python -m benchmarks.burned_in_text [--quick] [--per-style 24]
+    python -m benchmarks.burned_in_text [--quick] [--per-style 24] [--seed 0]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ from tests.client.ingest.planted_text import (
 Text = tuple[str, FontKind, int, str, Place, Motion]
 MASKED_SHARE = 0.95
 CLIP_FRAMES = 10
+MOTIONS, QUALITIES = (0.7, 2.0, 5.0), (80, 88, 95)
+"""Of clips: how far tissue moves, in pixels, and how well its JPEG is."""
 SIZE_CLASSES = ((9, 12), (13, 18), (19, 30))
 
 
@@ -134,16 +136,16 @@ def verdict(planted: Planted, cleaned: Cleaned, box: Box) -> str:
     return "left" if cleaned.why is None else "review"
 
 
-def planted_stills(per_style: int, real: Sequence[tuple[Pixels, tuple[int, int]]]) -> Iterator[Outcome]:
+def planted_stills(seed: int, per_style: int, real: Sequence[tuple[Pixels, tuple[int, int]]]) -> Iterator[Outcome]:
     """Plant one string a still and clean it."""
     for index, style in enumerate(styles()):
-        generator = np.random.default_rng([1, index])
+        generator = np.random.default_rng([seed, 1, index])
         phantoms = [phantom_tissue(style, generator) for _ in range(3)]
         for number in range(per_style):
             source = "breast" if real and number % 2 else "phantom"
             tissue = phantoms[number % 3]
             if source == "breast":
-                tissue = fill(real[(index * 37 + number * 5) % len(real)][0], style.box)
+                tissue = fill(real[int(generator.integers(len(real)))][0], style.box)
             frame = screen(style, tissue)[None]
             for planted in plant(frame, style.box, [a_text(number, "fixed", style, generator)], generator):
                 picture, box = looked_at(frame, style)
@@ -153,27 +155,35 @@ def planted_stills(per_style: int, real: Sequence[tuple[Pixels, tuple[int, int]]
                     yield Outcome(planted, source, True, verdict(planted, clean(picture, is_cine=False), box))
 
 
-def planted_clips(per_clip: int, moving: int) -> Iterator[tuple[Outcome, float, float]]:
+def phantom_clip(seed: int, index: int, style: Style, generator: np.random.Generator) -> Pixels:
+    """Return a screen without writing whose tissue moves, more on some screens than on others."""
+    clip = moved(phantom_tissue(style, generator), CLIP_FRAMES, MOTIONS[(seed + index) % 3], 0.15, generator)
+    return np.stack([screen(style, frame) for frame in clip])
+
+
+def small_styles() -> list[Style]:
+    """Return the screens that clips are made of."""
+    return [style for style in styles() if style.frame_px[0] <= 480]
+
+
+def planted_clips(seed: int, per_clip: int, moving: int) -> Iterator[tuple[Outcome, float, float]]:
     """Plant strings on phantoms' clips; yields each with the clip's masked share and the share the strings cover."""
-    small = [style for style in styles() if style.frame_px[0] <= 480]
-    for index, style in enumerate(small):
-        generator = np.random.default_rng([2, index])
-        tissue = phantom_tissue(style, generator)
-        clip = moved(tissue, CLIP_FRAMES, (0.7, 2.0, 5.0)[index % 3], 0.15, generator)
-        screens = np.stack([screen(style, frame) for frame in clip])
+    for index, style in enumerate(small_styles()):
+        generator = np.random.default_rng([seed, 2, index])
+        screens = phantom_clip(seed, index, style, generator)
         fixed = [a_text(index + 5 * number, "fixed", style, generator) for number in range(per_clip)]
         alone = [[a_text(index + 7 * number, "moving", style, generator)] for number in range(moving)]
         for texts in (fixed, *alone):
             frames = screens.copy()
             planted = plant(frames, style.box, texts, generator)
-            frames = np.stack([recompressed(frame, (80, 88, 95)[index % 3]) for frame in frames])
+            frames = np.stack([recompressed(frame, QUALITIES[index % 3]) for frame in frames])
             yield from _clip_outcomes(frames, planted, style, "phantom")
 
 
-def real_clips(clips: Sequence[Pixels], per_clip: int) -> Iterator[tuple[Outcome, float, float]]:
+def real_clips(seed: int, clips: Sequence[Pixels], per_clip: int) -> Iterator[tuple[Outcome, float, float]]:
     """Plant strings on pieces of a real clip, fixed in most and moving in every fourth."""
     for index, clip in enumerate(clips):
-        generator = np.random.default_rng([3, index])
+        generator = np.random.default_rng([seed, 3, index])
         rows, columns = clip.shape[1:3]
         style = Style("cardiac", (rows, columns), (0, 0, 1, 1), "convex", "", 0)
         motion: Motion = "moving" if index % 4 == 3 else "fixed"
@@ -254,38 +264,67 @@ def clean_stills(images: Sequence[Pixels], name: str) -> None:
     )
 
 
+def clean_clips(clips: Iterable[Pixels], name: str) -> None:
+    """Print how many clips without writing go to a person all the same, and how much of their tissue is masked."""
+    cleaned = [clean(clip, is_cine=True) for clip in clips]
+    sent = sum(one.why is not None for one in cleaned)
+    low, high = wilson(sent, len(cleaned))
+    shares = [one.masked_share for one in cleaned]
+    print(
+        f"| {name} | {len(cleaned)} | {sent} ({low:.0%}-{high:.0%}) | {np.median(shares):.2%} | {max(shares):.1%} |",
+        flush=True,
+    )
+
+
+def needless(seed: int, real: Sequence[tuple[Pixels, tuple[int, int]]], clips: Sequence[Pixels], count: int) -> None:
+    """Print what becomes of pictures and clips without writing."""
+    print("\n| stills without writing | images | strokes | text | to a person | a second, strokes | a second, both |")
+    print("|---|---|---|---|---|---|---|")
+    phantoms = [phantom_tissue(style, np.random.default_rng([seed, 4, n])) for n, style in enumerate(styles()[:count])]
+    clean_stills(phantoms, "phantoms")
+    if real:
+        chosen = np.random.default_rng([seed, 5]).choice(len(real), count, replace=False).tolist()
+        clean_stills(
+            [fill(real[index][0], Box(0, 0, *real[index][1])) for index in chosen], "breast, at the scanner's size"
+        )
+        clean_stills([real[index][0] for index in chosen], "breast, as stored (224 px)")
+    print("\n| clips without writing | clips | to a person | tissue masked, median | most |")
+    print("|---|---|---|---|---|")
+    moving = (
+        looked_at(phantom_clip(seed, index, style, np.random.default_rng([seed, 6, index])), style)[0]
+        for index, style in enumerate(small_styles()[:count])
+    )
+    clean_clips(moving, "phantoms")
+    if clips:
+        clean_clips(clips, "cardiac")
+
+
 def main() -> None:
     """Run it all and print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twelfth of the strings")
     parser.add_argument("--per-style", type=int, default=24, help="stills a screen")
+    parser.add_argument("--seed", type=int, default=0, help="of strings, places, tissue and the choice of images")
     options = parser.parse_args()
-    folder, few = data_folder(), options.quick
+    folder, few, seed = data_folder(), options.quick, options.seed
     real = breast_images(folder) if folder else []
+    cardiac = cardiac_clips(folder)[: 2 if few else None] if folder else []
     start = time.perf_counter()
-    stills = list(planted_stills(2 if few else options.per_style, real))
+    stills = list(planted_stills(seed, 2 if few else options.per_style, real))
     table(stills)
-    clips = list(planted_clips(1 if few else 10, 0 if few else 2))
-    clips += list(real_clips(cardiac_clips(folder)[: 2 if few else None], 8)) if folder else []
+    clips = list(planted_clips(seed, 1 if few else 10, 0 if few else 2))
+    clips += list(real_clips(seed, cardiac, 8))
     table([outcome for outcome, _, _ in clips])
     print(
-        f"\n{len(stills) + len(clips)} strings on {len(styles())} screens, {time.perf_counter() - start:.0f} s.",
+        f"\n{len(stills) + len(clips)} strings on {len(styles())} screens, seed {seed}, "
+        f"{time.perf_counter() - start:.0f} s.",
         flush=True,
     )
     shares = {(masked, covered) for outcome, masked, covered in clips if outcome.planted.motion == "fixed"}
     area = np.median([masked for masked, _ in shares])
     lost = np.median([masked - covered for masked, covered in shares])
-    print(f"\nClips: {area:.1%} of the area masked, {lost:.1%} beyond the strings (medians).\n")
-    print("| without writing | images | strokes | text | to a person | a second, strokes | a second, both |")
-    print("|---|---|---|---|---|---|---|")
-    count = 8 if few else 20
-    clean_stills(
-        [phantom_tissue(style, np.random.default_rng([4, n])) for n, style in enumerate(styles()[:count])], "phantoms"
-    )
-    if real:
-        chosen = real[:: max(len(real) // count, 1)][:count]
-        clean_stills([fill(image, Box(0, 0, *size)) for image, size in chosen], "breast, at the scanner's size")
-        clean_stills([image for image, _ in chosen], "breast, as stored (224 px)")
+    print(f"\nClips: {area:.1%} of the area masked, {lost:.1%} beyond the strings (medians).")
+    needless(seed, real, cardiac, 8 if few else 20)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ INSTANCES, CONCURRENCY = 120, 2
 REPEATS, QUICK_REPEATS = 15, 3
 GET = "1.2.840.10008.5.1.4.1.2.2.3"
 Place = tuple[str, str]
+"""An instance's study and series."""
 
 
 def main() -> None:
@@ -54,9 +55,9 @@ def main() -> None:
         spool = Path(folder, "spool")
         places = {uid: _place(int(uid.rpartition(".")[2])) for uid in files}
         ways: dict[str, Callable[[], int]] = {
-            "raw DICOMweb": lambda: _raw_web(places),
+            "raw DICOMweb": lambda: raw_web(places),
             "our DICOMweb": lambda: _ours(web, spool, len(files)),
-            "raw C-GET": lambda: _raw_get(places),
+            "raw C-GET": lambda: raw_get(places),
             "our C-GET": lambda: _ours(get, spool, len(files)),
             "our C-MOVE": lambda: _ours(move, spool, len(files)),
         }
@@ -90,7 +91,8 @@ def _ours(source: Source, spool: Path, count: int) -> int:
     return size
 
 
-def _raw_web(places: dict[str, Place]) -> int:
+def raw_web(places: dict[str, Place]) -> int:
+    """Ask for instances by study and series over DICOMweb, throw them away and return their bytes."""
     token = base64.b64encode(f"{orthanc.USER}:{orthanc.PASSWORD}".encode()).decode()
 
     def fetch(some: list[str]) -> int:
@@ -110,7 +112,8 @@ def _raw_web(places: dict[str, Place]) -> int:
     return _shared_out(list(places), fetch)
 
 
-def _raw_get(places: dict[str, Place]) -> int:
+def raw_get(places: dict[str, Place]) -> int:
+    """Ask for instances by study and series with C-GET, throw them away and return their bytes."""
     sizes: list[int] = []
 
     def take(event: evt.Event) -> int:

@@ -16,7 +16,7 @@ from echofed.cli.demo import demo
 from echofed.cli.runs import report, simulate
 from echofed.protocol.errors import EchoFedError, InterruptedRunError, RunError
 
-EXTRA_MODULES = frozenset({"matplotlib", "monai", "opacus", "PIL", "scipy", "torch"})
+EXTRA_MODULES = frozenset({"matplotlib", "monai", "opacus", "PIL", "pydicom", "pynetdicom", "scipy", "torch"})
 """What a base install lacks."""
 
 app = typer.Typer(

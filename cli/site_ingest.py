@@ -1,12 +1,14 @@
 """`echofed site ingest|receive|review|forget`: from the ultrasound machine to what a site registers."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 State = Annotated[Path, typer.Option(help="the site's state folder; the ingest is kept in ingest/ below it")]
-RECEIVED_FOLDER = "received"
 WAIT_SECONDS = 5.0
 """Between two looks at what the receiver was sent."""
 
@@ -21,26 +23,10 @@ def ingest(
     state: State = Path("site"),
 ) -> None:
     """Fetch ultrasound DICOM, de-identify it and store what can be trained on; what is doubtful waits for a person."""
-    from rich.console import Console
-
-    from echofed.cli.progress import progress_bars
-    from echofed.client.ingest.forget import INGEST_FOLDER
-    from echofed.client.ingest.pipeline import ingest as run
-    from echofed.client.ingest.settings import read_settings
-    from echofed.client.ingest.sources.item import Progress
-    from echofed.client.ingest.sources.settings import FolderSource
-
-    folder = state / INGEST_FOLDER
-    settings = read_settings(folder)
-    given = FolderSource(path=source.absolute()) if source else settings.source
-    with progress_bars(Console(stderr=True)) as show:
-
-        def report(progress: Progress, read: int) -> None:
-            show("Looking", progress.units_done, progress.units or 0)
-            show("Reading", read, progress.found - progress.skipped)
-
-        found = run(folder, given, settings, report, state)
-    typer.echo(found.text())
+    with _interruptible():
+        found = _ingest(source, state)
+    folder = state / "ingest"
+    typer.echo(found)
     typer.echo(f"Quality: {folder / 'quality.html'}\nNext: echofed site register {folder} --state {state}")
 
 
@@ -48,21 +34,33 @@ def receive(state: State = Path("site")) -> None:
     """Take what scanners and PACS send (C-STORE), and ingest it as it comes, until stopped."""
     import time
 
+    from echofed.client.ingest.encryption import store_key
     from echofed.client.ingest.forget import INGEST_FOLDER
+    from echofed.client.ingest.instance import RECEIVED_FOLDER
+    from echofed.client.ingest.journal import JOURNAL_FILE
     from echofed.client.ingest.pipeline import ingest as run
     from echofed.client.ingest.settings import read_settings
     from echofed.client.ingest.sources.receiver import receiving
     from echofed.client.ingest.sources.settings import ReceivedSource
+    from echofed.protocol.errors import StateFolderError
 
     folder = state / INGEST_FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings, received = read_settings(folder), folder / RECEIVED_FOLDER
+    store_key(folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with receiving(settings.receiver, received) as (port, _):
         typer.echo(f"Receiving as {settings.receiver.ae_title} at {settings.receiver.host}:{port}. Ctrl-C stops.")
+        # An ingest that was stopped may have noted instances that its index does not have yet.
+        is_behind = (folder / JOURNAL_FILE).exists()
         try:
             while True:
-                if any(received.glob("*.dcm")):
-                    typer.echo(run(folder, ReceivedSource(path=received), settings, state_folder=state).text())
+                if is_behind or any(received.glob("*.dcm")):
+                    try:
+                        typer.echo(run(folder, ReceivedSource(path=received), settings, state_folder=state).text())
+                        is_behind = False
+                    except StateFolderError:
+                        typer.echo("Another ingest is under way; what was received waits for its end.")
                 time.sleep(WAIT_SECONDS)
         except KeyboardInterrupt:
             typer.echo("Stopped; what was received and not ingested is ingested at the next start.")
@@ -74,19 +72,26 @@ def review(
     port: Annotated[int, typer.Option(help="of 127.0.0.1; 0: any free one")] = 0,
 ) -> None:
     """Show what waits for a person on a page of this machine alone; decisions are carried out when the page is closed."""
+    from echofed.client.ingest.encryption import store_key
     from echofed.client.ingest.forget import INGEST_FOLDER
     from echofed.client.ingest.instance import REVIEW_FOLDER
     from echofed.client.ingest.pipeline import ingest as run
     from echofed.client.ingest.review.server import serve
     from echofed.client.ingest.settings import read_settings
+    from echofed.protocol.errors import StateFolderError
 
     folder = state / INGEST_FOLDER
+    store_key(folder)  # a passphrase is asked for now, not when the page is closed
 
     def announce(url: str) -> None:
         typer.echo(f"Open {url}\nCtrl-C closes the page and carries out what was decided.")
 
     serve(folder / REVIEW_FOLDER, port, by, announce=announce)
-    typer.echo(run(folder, None, read_settings(folder), state_folder=state).text())
+    try:
+        with _interruptible():
+            typer.echo(run(folder, None, read_settings(folder), state_folder=state).text())
+    except StateFolderError:
+        typer.echo("Another ingest is under way; the next one carries out what was decided.")
 
 
 def forget(
@@ -104,7 +109,47 @@ def forget(
     folder = state / INGEST_FOLDER
     named = patient if pseudonym or not folder.exists() else pseudonym_of(folder, patient)
     erased = run(state, [named], [erase_from_ingest(folder)] if folder.exists() else [])
+    if not (erased.frames or erased.index_rows or erased.images or erased.others):
+        typer.echo(
+            f"Nothing of {patient} was here. It is noted, and the patient will not be taken in. If the hospital's files name "
+            "who issued the id, write id^^^issuer; upper and lower case differ."
+        )
+        return
     typer.echo(
         f"Removed: {erased.frames:,} frames, {erased.images:,} registered images, {erased.caches:,} caches "
         f"(made anew when needed), {erased.others:,} other entries. Restart the node."
     )
+
+
+def _ingest(source: Path | None, state: Path) -> str:
+    from rich.console import Console
+
+    from echofed.cli.progress import progress_bars
+    from echofed.client.ingest.errors import IngestError
+    from echofed.client.ingest.forget import INGEST_FOLDER
+    from echofed.client.ingest.journal import JOURNAL_FILE
+    from echofed.client.ingest.pipeline import ingest as run
+    from echofed.client.ingest.settings import read_settings
+    from echofed.client.ingest.sources.settings import FolderSource
+
+    folder = state / INGEST_FOLDER
+    settings = read_settings(folder)
+    given = FolderSource(path=source.absolute()) if source else settings.source
+    if given is None and not (folder / JOURNAL_FILE).exists():
+        raise IngestError("There is nothing to ingest.", f"Name a folder, or write a source into {folder}/ingest.yaml.")
+    with progress_bars(Console(stderr=True)) as show:
+        return run(folder, given, settings, show, state).text()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say after Ctrl-C or SIGTERM that nothing is lost."""
+    from echofed.protocol.errors import InterruptedRunError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            "The ingest was stopped; what was read is kept.", "Run the same command again: it goes on where it stopped."
+        ) from error

@@ -42,6 +42,9 @@ class Forgotten:
         return bool(self.tombstones) and _tombstone(self.key, patient) in self.tombstones
 
 
+NOBODY = Forgotten(b"", frozenset())
+
+
 def read_forgotten(state_folder: Path) -> Forgotten:
     """Return whom a site has forgotten.
 
@@ -52,7 +55,7 @@ def read_forgotten(state_folder: Path) -> Forgotten:
     try:
         tombstones = frozenset(_File.model_validate_json(path.read_bytes()).tombstones)
     except FileNotFoundError:
-        return Forgotten(b"", frozenset())
+        return NOBODY
     except (OSError, ValidationError) as error:
         raise RegistrationError(
             f"{path} is damaged: who was forgotten is not known.",

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from echofed.client.ingest import recognition
@@ -78,7 +79,7 @@ def to_grey(frames: Pixels) -> Pixels:
         return frames
     grey = np.empty(frames.shape[:3], np.uint8)
     for index, frame in enumerate(frames):
-        grey[index] = (frame.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16
+        grey[index] = np.asarray(Image.fromarray(frame).convert("L"))
     return grey
 
 
@@ -102,7 +103,8 @@ def _different(frames: Pixels, grey: Pixels) -> list[Pixels]:
     """Return the frames that differ visibly from the one before that was kept; a frozen clip is one picture."""
     kept = [0]
     for index in range(1, len(grey)):
-        change = np.abs(grey[index].astype(np.int16) - grey[kept[-1]])
+        last = grey[kept[-1]]
+        change = np.maximum(grey[index], last) - np.minimum(grey[index], last)
         if (change > _CHANGED_LEVELS).sum() >= _CHANGED_PX:
             kept.append(index)
     return [frames[index] for index in kept]

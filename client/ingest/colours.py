@@ -102,3 +102,20 @@ def _expand(words: list[int], entries: int) -> NDArray[np.uint16]:
 def swap_pairs(data: bytes) -> bytes:
     """Return an even number of bytes swapped pair by pair: 8-bit pixels written as big-endian words."""
     return np.frombuffer(data, ">u2").astype("<u2").tobytes()
+
+
+def brightest(picture: Pixels) -> Pixels:
+    """Return each pixel's brightest channel, uint8 [h, w]."""
+    return picture if picture.ndim == 2 else _over_channels(picture, np.maximum)
+
+
+def darkest(picture: Pixels) -> Pixels:
+    """Return each pixel's darkest channel, uint8 [h, w]."""
+    return picture if picture.ndim == 2 else _over_channels(picture, np.minimum)
+
+
+def _over_channels(picture: Pixels, choose: np.ufunc) -> Pixels:
+    # All neighbours, then every third of the results: many times as fast as channel by channel.
+    flat = picture.ravel()
+    found: Pixels = choose(choose(flat[:-2], flat[1:-1]), flat[2:])
+    return found[::3].reshape(picture.shape[:2])

@@ -32,6 +32,9 @@ def apply_decisions(reading: Reading, journal: Journal) -> int:
     done = 0
     for case, decision in decided(queue):
         entry = journal.find(case.instance)
+        if entry is None and case.patient not in reading.forgotten:
+            # An ingest was killed before it noted the instance: it comes again, and then the decision holds.
+            continue
         if entry is not None and entry.verdict is Verdict.REVIEW:
             _carry_out(reading, journal, entry, case, decision)
             done += 1

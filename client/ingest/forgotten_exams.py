@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+from echofed.client.ingest.dataset import read_dataset
 from echofed.client.ingest.forget import Erase
-from echofed.client.ingest.instance import DICOM_FOLDER, REVIEW_FOLDER
+from echofed.client.ingest.header import read_header
+from echofed.client.ingest.instance import DICOM_FOLDER, RECEIVED_FOLDER, REVIEW_FOLDER, SPOOL_FOLDER
 from echofed.client.ingest.journal import open_journal
-from echofed.client.ingest.pseudonyms import open_pseudonyms, read_merges
-from echofed.client.ingest.review.queue import remove_case
+from echofed.client.ingest.leftovers import remove_leftovers
+from echofed.client.ingest.outcomes import SetAsideError
+from echofed.client.ingest.pseudonyms import Pseudonyms, open_pseudonyms, read_merges
+from echofed.client.ingest.review.queue import all_cases, remove_case
 from echofed.client.ingest.settings import read_settings
+from echofed.client.ingest.sources.item import clear_spool
 from echofed.client.ingest.training_set import QUALITY_JSON, QUALITY_PAGE
 
 
@@ -21,9 +26,7 @@ def pseudonym_of(folder: Path, patient: str) -> str:
     Raises:
         IngestError: the key or the table of merges cannot be read.
     """
-    settings = read_settings(folder)
-    merges = read_merges(folder / settings.merges) if settings.merges else {}
-    return open_pseudonyms(folder, merges).patient(patient)
+    return _pseudonyms(folder).patient(patient)
 
 
 def erase_from_ingest(folder: Path) -> Erase:
@@ -39,9 +42,36 @@ def erase_from_ingest(folder: Path) -> Erase:
                     (folder / DICOM_FOLDER / f"{instance}.dcm").unlink(missing_ok=True)
                     removed += 1
                 journal.forget(patient)
+            # What a killed ingest has left, of which the journal knows nothing.
+            remove_leftovers(folder, journal)
+        for case in all_cases(folder / REVIEW_FOLDER):
+            if case.patient in patients:
+                remove_case(folder / REVIEW_FOLDER, case.instance)
+        clear_spool(folder / SPOOL_FOLDER)
+        removed += _remove_received(folder, patients)
         # They count the patient, too; the next ingest makes them anew.
         for name in (QUALITY_PAGE, QUALITY_JSON):
             (folder / name).unlink(missing_ok=True)
         return removed
 
     return erase
+
+
+def _remove_received(folder: Path, patients: frozenset[str]) -> int:
+    """Remove what the receiver was sent of patients; what cannot be read is set aside, and removed, by the next ingest."""
+    pseudonyms = _pseudonyms(folder)
+    removed = 0
+    for path in (folder / RECEIVED_FOLDER).glob("*.dcm"):
+        try:
+            patient = read_header(read_dataset(path), pseudonyms, "none", ()).patient
+        except (SetAsideError, FileNotFoundError):
+            continue
+        if patient in patients:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _pseudonyms(folder: Path) -> Pseudonyms:
+    settings = read_settings(folder)
+    return open_pseudonyms(folder, read_merges(folder / settings.merges) if settings.merges else {})

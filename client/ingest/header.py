@@ -8,6 +8,7 @@ on a clock of the patient's own.
 import math
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class Header:
     spacing_mm: tuple[float, float] | None
 
 
-def read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages) -> Header:
+def read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages, texts: Collection[str] | None = None) -> Header:
     """Return what is kept of a header.
 
     Values that are damaged, out of range or not on the lists are left out; nothing of them is kept.
@@ -87,16 +88,18 @@ def read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages) -> Header:
         dataset: as read; not changed.
         pseudonyms: the site's, with its merges.
         ages: whether five-year bands of age are kept.
+        texts: its identifying texts, if they are known already.
 
     Raises:
         SetAsideError: there is no patient id (NO_PATIENT), or no instance or study UID (NO_INSTANCE).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pydicom, on values that break the standard; they are judged here
-        return _read_header(dataset, pseudonyms, ages)
+        known = identifying_texts(dataset) if texts is None else texts
+        return _read_header(dataset, pseudonyms, ages, known)
 
 
-def _read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages) -> Header:
+def _read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages, texts: Collection[str]) -> Header:
     identity = patient_identity(_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
     study_uid, sop_uid = (clean_id(_text(dataset, keyword)) for keyword in ("StudyInstanceUID", "SOPInstanceUID"))
     if not identity:
@@ -107,7 +110,6 @@ def _read_header(dataset: Dataset, pseudonyms: Pseudonyms, ages: Ages) -> Header
     born = parse_date(_text(dataset, "PatientBirthDate"))
     name = " ".join(sorted(without_accents(part).casefold() for part in name_parts(_text(dataset, "PatientName"))))
     accession = clean_id(_text(dataset, "AccessionNumber"))
-    texts = identifying_texts(dataset)
     return Header(
         patient=pseudonyms.patient(identity),
         exam=pseudonyms.exam(study_uid),

@@ -4,7 +4,8 @@ The file may be damaged or hostile and its decoders are C libraries, so whatever
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
 
+from echofed.client.forgotten import NOBODY, Forgotten
 from echofed.client.ingest.cleaning import Cleaned, clean
 from echofed.client.ingest.dataset import check_ultrasound, read_dataset
 from echofed.client.ingest.decoding import decode_frames, frame_count
@@ -25,7 +27,8 @@ from echofed.client.ingest.header import Header, identifying_texts, read_header
 from echofed.client.ingest.journal import Entry, open_journal
 from echofed.client.ingest.kept_dicom import deidentified_copy
 from echofed.client.ingest.labels import LabelRow
-from echofed.client.ingest.outcomes import SetAsideError, Verdict, Why, verdict_of
+from echofed.client.ingest.leaks import Search
+from echofed.client.ingest.outcomes import OF_THE_FILE, SetAsideError, Verdict, Why, verdict_of
 from echofed.client.ingest.pseudonyms import Pseudonyms
 from echofed.client.ingest.quality import is_frozen, measure_frame
 from echofed.client.ingest.regions import find_layout
@@ -40,6 +43,8 @@ from echofed.protocol.membership import iso_time
 REVIEW_FOLDER = "review"
 TEMPLATES_FOLDER = "templates"
 DICOM_FOLDER = "dicom"
+SPOOL_FOLDER = "spool"
+RECEIVED_FOLDER = "received"
 _FRAMES_COMPARED = 16
 """Frames of a clip that are looked at, besides those kept, to tell what does not move."""
 _THUMBNAIL_PX = 32
@@ -54,12 +59,14 @@ class Reading:
         settings: of the ingest.
         pseudonyms: the site's, with its merges.
         store_key: of the frame store, None if it is not encrypted.
+        forgotten: patients nothing is kept of.
     """
 
     folder: Path
     settings: IngestSettings
     pseudonyms: Pseudonyms
     store_key: bytes | None
+    forgotten: Forgotten = NOBODY
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,8 @@ def read_instance(path: Path, reading: Reading) -> Read:
     """Read, de-identify and store one instance.
 
     Frames of an accepted instance are on disk on return, those of one that a person must see are in the review queue; of any
-    other nothing is kept. What the journal knows of an instance stays, so that a second copy changes no decision.
+    other nothing is kept. None of its own identifying texts is in what is stored of it. What the journal knows of an instance
+    stays, so that a second copy changes no decision, unless only the first copy's file was at fault.
 
     Args:
         path: of the file as the source sent it.
@@ -122,14 +130,20 @@ def read_instance(path: Path, reading: Reading) -> Read:
         texts = identifying_texts(dataset)
         if is_report(dataset):
             rows = report_rows(dataset, reading.settings.labels.reports)
-            return Read(None, Why.REPORT, label_rows(rows, reading.pseudonyms), texts)
+            said = label_rows(rows, reading.pseudonyms)
+            _refuse_forgotten(reading, [row.patient for row in said])
+            return Read(None, Why.REPORT, said, texts)
         check_ultrasound(dataset)
-        header = read_header(dataset, reading.pseudonyms, reading.settings.ages)
+        header = read_header(dataset, reading.pseudonyms, reading.settings.ages, texts)
+        _refuse_forgotten(reading, [header.patient])
         with open_journal(reading.folder) as journal:
-            if known := journal.find(header.instance):
-                return Read(known, known.why, (), texts)
+            known = journal.find(header.instance)
+        if known is not None and known.why not in OF_THE_FILE:
+            return Read(known, known.why, (), texts)
+        search = Search(texts)
+        refuse_leaks(search, dataclasses.asdict(header))
         entry = _entry(header)
-        return _read_pixels(path, dataset, entry, header, reading, texts)
+        return _read_pixels(path, dataset, entry, header, reading, texts, search)
     except SetAsideError as error:
         if entry is not None:
             entry = dataclasses.replace(entry, verdict=verdict_of(error.why), why=error.why)
@@ -179,6 +193,23 @@ def store_frames(folder: Path, entry: Entry, frames: Iterable[Frame], key: bytes
     return dataclasses.replace(entry, frames=tuple(facts), verdict=Verdict.ACCEPTED, why=None)
 
 
+def refuse_leaks(search: Search, facts: Mapping[str, Any], frames: Iterable[Frame] = ()) -> None:
+    """Check what is about to be stored of an instance for its own identifying texts, while nothing of it is encrypted.
+
+    Args:
+        search: of the instance's texts.
+        facts: that are stored as text.
+        frames: that are stored as pixels.
+
+    Raises:
+        SetAsideError: one is in it (IDENTIFIER_LEFT).
+    """
+    text = json.dumps(facts, ensure_ascii=False, default=str).encode()
+    found = any(True for _ in search.find(text))
+    if found or any(True for frame in frames for _ in search.find(frame.pixels.tobytes(), "pixels")):
+        raise SetAsideError(Why.IDENTIFIER_LEFT)
+
+
 def keep_copy(reading: Reading, dataset: Dataset, header: Header, frames: Sequence[Frame]) -> None:
     """Keep a de-identified DICOM copy of an instance's first region beside its frames.
 
@@ -210,8 +241,20 @@ def around(regions: Iterable[Region]) -> Box:
     )
 
 
+def _refuse_forgotten(reading: Reading, patients: Iterable[str]) -> None:
+    """Raise SetAsideError before anything of a forgotten patient is decoded or stored."""
+    if any(patient in reading.forgotten for patient in patients):
+        raise SetAsideError(Why.FORGOTTEN)
+
+
 def _read_pixels(
-    path: Path, dataset: Dataset, entry: Entry, header: Header, reading: Reading, texts: frozenset[str]
+    path: Path,
+    dataset: Dataset,
+    entry: Entry,
+    header: Header,
+    reading: Reading,
+    texts: frozenset[str],
+    search: Search,
 ) -> Read:
     picked = _pick_frames(dataset, reading.settings.frames)
     layout, why = _find_layout(dataset, picked)
@@ -238,6 +281,7 @@ def _read_pixels(
         for number, (region, one) in enumerate(zip(layout.tissue, cleaned, strict=True))
         for place in picked.places
     ]
+    refuse_leaks(search, {}, frames)
     entry = store_frames(reading.folder, entry, frames, reading.store_key)
     if reading.settings.keep_dicom:
         keep_copy(reading, dataset, header, frames)

@@ -160,7 +160,13 @@ class Journal:
 
     def forget(self, patient: str) -> None:
         """Remove a patient; nothing of it stays in the file's free pages."""
+        of_patient = "SELECT {} FROM instances WHERE patient = ? AND {} != ''"
         with self._database:
+            for column in ("exam", "accession"):
+                self._database.execute(
+                    f"DELETE FROM said WHERE {column} IN ({of_patient.format(column, column)})",  # noqa: S608
+                    (patient,),
+                )
             self._database.execute(
                 "DELETE FROM items WHERE instance IN (SELECT instance FROM instances WHERE patient = ?)", (patient,)
             )

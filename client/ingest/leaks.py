@@ -64,7 +64,8 @@ OWN_WORDS = own_words() | frozenset(
 """Words of EchoFed's own, in lower case: what it stores holds them whoever the patients are."""
 
 _GRAM = 4
-_TABLE_BITS = 22
+_TABLE_BITS = (16, 22)
+"""Of the table of words that may begin a pattern: at most one in 64 is taken, and one instance's texts need no large one."""
 _FOREIGN = np.uint32(0x02020202)
 _MULTIPLIER = np.uint32(0x9E3779B1)
 _ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be")
@@ -279,16 +280,16 @@ def _index(patterns: dict[bytes, _Pattern], stride: int) -> _Index:
     grams = np.array(sorted(where), np.uint32)
     used = set(grams.tobytes())
     foreign = bytes(0 if byte == 0 else 1 if byte in used else 2 for byte in range(256))
-    table = np.zeros(2**_TABLE_BITS, np.bool_)
-    table[_hash(grams)] = True
+    table = np.zeros(2 ** int(np.clip(len(grams).bit_length() + 6, *_TABLE_BITS)), np.bool_)
+    table[_hash(grams, table)] = True
     longest = max(map(len, patterns), default=0)
     return _Index(
         stride, patterns, foreign, table, grams, {gram: tuple(sorted(found)) for gram, found in where.items()}, longest
     )
 
 
-def _hash(grams: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    return (grams * _MULTIPLIER) >> np.uint32(32 - _TABLE_BITS)
+def _hash(grams: NDArray[np.uint32], table: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    return (grams * _MULTIPLIER) >> np.uint32(33 - len(table).bit_length())
 
 
 def _find_in(chunk: bytes, index: _Index) -> Iterator[tuple[int, str, str]]:
@@ -314,7 +315,7 @@ def _candidates(chunk: bytes, index: _Index) -> list[int]:
         words, kind = (np.frombuffer(content, "<u4", count, shift) for content in (chunk, kinds))
         # Words with a byte no pattern has, or of nulls alone, are most of all pixels and quickly told.
         likely = np.flatnonzero(((kind & _FOREIGN) == 0) & (kind != 0))
-        likely = likely[index.table[_hash(words[likely])]]
+        likely = likely[index.table[_hash(words[likely], index.table)]]
         chosen = words[likely]
         nearest = np.searchsorted(index.grams, chosen)
         same = index.grams[np.minimum(nearest, len(index.grams) - 1)] == chosen

@@ -53,6 +53,13 @@ REFUSALS = frozenset(
     {Why.NOT_DICOM, Why.NO_PIXELS, Why.REPORT, Why.DOCUMENT, Why.OTHER_MODALITY, Why.FILTERED, Why.FORGOTTEN}
 )
 FOR_A_PERSON = frozenset({Why.NO_REGION, Why.WRITING, Why.UNCERTAIN_STILL, Why.NO_TEXT_CHECK, Why.UNKNOWN_LAYOUT})
+OF_THE_FILE = frozenset(
+    {
+        Why.DAMAGED, Why.TOO_LARGE, Why.TOO_DEEP, Why.TRANSFER_SYNTAX, Why.PIXEL_FORMAT, Why.DECODER_FAILED,
+        Why.DECODER_DISAGREES, Why.TIMED_OUT, Why.WORKER_DIED, Why.EMPTY,
+    }
+)  # fmt: skip
+"""Reasons that another copy of the same instance may not have: a file cut off on its way is sent again whole."""
 
 
 def verdict_of(why: Why | None) -> Verdict:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from echofed.client.ingest.geometry import Pixels
 from echofed.client.ingest.strokes import crowded, pen_pixels
+from echofed.client.ingest.windows import largest, opened, smallest
 
 MIN_CINE_FRAMES = 5
 _MOVING_STDDEV = 4.0
@@ -15,10 +17,13 @@ _MIN_MOVING_SHARE = 0.15
 _RIGID_STDDEV = 0.75
 _STILL_SHARE = 0.35
 _DARK = 40
-_NEIGHBOURHOOD_PX = 21
+_NEIGHBOURHOOD_CELLS, _RANK = 10, 60
+"""Of 2 x 2 px, in a square: more than 60 of its 100 move."""
+_CELLS_AT_ONCE = 2**14
 _MIN_MARK_PX = 6
 _LINE_PX = 60
 _THICK_PX = 9
+_STRIP_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,17 @@ def clip_statistics(frames: Pixels) -> ClipStatistics:
     """
     mean = np.zeros(frames.shape[1:], np.float32)
     squares = np.zeros_like(mean)
-    for number, frame in enumerate(frames, 1):
-        change = frame - mean
-        mean += change / number
-        squares += change * (frame - mean)
+    for top in range(0, len(mean), _STRIP_ROWS):
+        # What a strip needs stays in the processor's cache.
+        rows = slice(top, top + _STRIP_ROWS)
+        strip, spread = mean[rows], squares[rows]
+        for number, frame in enumerate(frames[:, rows], 1):
+            levels = frame.astype(np.float32)
+            change = levels - strip
+            strip += change / number
+            levels -= strip
+            levels *= change
+            spread += levels
     return ClipStatistics(mean, np.sqrt(squares / len(frames)), frames.min(0), frames.max(0))
 
 
@@ -63,20 +75,35 @@ def static_overlay(statistics: ClipStatistics) -> NDArray[np.bool_]:
     masked with it as a whole box; long lines and rulers are masked by their widened shape.
     """
     stddev = statistics.stddev
-    around = ndimage.percentile_filter(stddev[::2, ::2], 60, _NEIGHBOURHOOD_PX // 2)
-    around = np.repeat(np.repeat(around, 2, 0), 2, 1)[: stddev.shape[0], : stddev.shape[1]]
-    still_in_motion = (stddev < _STILL_SHARE * around) & (around > _MOVING_STDDEV) & (statistics.least > _DARK)
     # Echoes that saturate or lie along the motion stand still as well, but not as thin strokes on a darker ground.
-    ground = ndimage.grey_opening(statistics.least, (_THICK_PX, _THICK_PX))
-    thin = statistics.least - ground > _DARK
+    thin = statistics.least - opened(statistics.least, _THICK_PX) > _DARK
+    still_in_motion = _still_in_motion(stddev, thin)
     level = np.asarray(statistics.mean.round(), np.uint8)
     unchanging = stddev < 0.5 * _MOVING_STDDEV
     # Echoes near the edge of the sector fade; a drawn mark on the dark stands out at once.
-    on_the_dark = unchanging & (level > _DARK) & (ndimage.minimum_filter(level, 9) < _DARK / 3)
+    on_the_dark = unchanging & (level > _DARK) & (smallest(level, 9, 9) < _DARK / 3)
     drawn = pen_pixels(level) & (stddev < _MOVING_STDDEV)
     # Echoes carry noise, however slow the tissue: what is lit and does not change at all comes from the screen.
     rigid = (stddev < _RIGID_STDDEV) & (level > _DARK)
-    return filled(rigid | (on_the_dark & drawn) | _in_crowds(drawn) | _in_crowds(still_in_motion & thin))
+    return filled(rigid | (on_the_dark & drawn) | _in_crowds(drawn) | _in_crowds(still_in_motion))
+
+
+def _still_in_motion(stddev: NDArray[np.float32], asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the pixels asked for change much less than most of what is around them, which moves."""
+    coarse = stddev[::2, ::2]
+    before, after = _NEIGHBOURHOOD_CELLS // 2, (_NEIGHBOURHOOD_CELLS - 1) // 2
+    squares = sliding_window_view(np.pad(coarse, (before, after), "symmetric"), (_NEIGHBOURHOOD_CELLS,) * 2)
+    cells = np.zeros(coarse.shape, np.bool_)
+    rows, columns = np.nonzero(asked)
+    cells[rows // 2, columns // 2] = True
+    places, around = np.flatnonzero(cells), np.zeros(coarse.shape, np.float32)
+    for start in range(0, len(places), _CELLS_AT_ONCE):
+        some = places[start : start + _CELLS_AT_ONCE]
+        levels = squares[np.unravel_index(some, cells.shape)].reshape(len(some), -1)
+        around.ravel()[some] = np.partition(levels, _RANK, 1)[:, _RANK]
+    level, found = around[rows // 2, columns // 2], np.zeros_like(asked)
+    found[rows, columns] = (stddev[rows, columns] < _STILL_SHARE * level) & (level > _MOVING_STDDEV)
+    return found
 
 
 def _in_crowds(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -89,7 +116,7 @@ def _in_crowds(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def filled(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return marks joined into words and filled, single specks left out."""
-    joined = ndimage.maximum_filter(marks, (5, 13), mode="constant")
+    joined = largest(marks.view(np.uint8), 5, 13)
     labels, count = ndimage.label(joined)
     if not count:
         return np.zeros_like(marks)

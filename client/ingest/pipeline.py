@@ -6,38 +6,41 @@ Whenever it is killed, what is left is whole: an instance is in the journal with
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pebble import ProcessFuture, ProcessPool
-
-from echofed.client.forgotten import Forgotten, read_forgotten
+from echofed.client.forgotten import NOBODY, read_forgotten
 from echofed.client.ingest.decisions import apply_decisions, remove_frames
 from echofed.client.ingest.encryption import is_encrypted, make_store_key, store_key
-from echofed.client.ingest.errors import LeakError
+from echofed.client.ingest.errors import IngestError
 from echofed.client.ingest.forget import LOCK_ROLE
-from echofed.client.ingest.frame_store import FRAMES_FOLDER, frame_files, remove_parts
-from echofed.client.ingest.instance import DICOM_FOLDER, REVIEW_FOLDER, Read, Reading
-from echofed.client.ingest.journal import Journal, open_journal
+from echofed.client.ingest.frame_store import frame_files
+from echofed.client.ingest.instance import DICOM_FOLDER, REVIEW_FOLDER, SPOOL_FOLDER, Read, Reading
+from echofed.client.ingest.journal import Entry, Journal, open_journal
 from echofed.client.ingest.labels import Labels
-from echofed.client.ingest.leaks import Search, find_leaks
-from echofed.client.ingest.outcomes import Verdict, Why, verdict_of
-from echofed.client.ingest.pseudonyms import KEY_FILE, open_pseudonyms, read_merges
+from echofed.client.ingest.last_search import check_not_withheld, search_shared, search_stored
+from echofed.client.ingest.leftovers import remove_leftovers
+from echofed.client.ingest.outcomes import OF_THE_FILE, Verdict, Why, verdict_of
+from echofed.client.ingest.pseudonyms import open_pseudonyms, read_merges
+from echofed.client.ingest.review.queue import remove_case
 from echofed.client.ingest.settings import IngestSettings, read_settings
 from echofed.client.ingest.sources.fetching import fetch_all
 from echofed.client.ingest.sources.item import Fetched, Missed, Progress
 from echofed.client.ingest.sources.settings import FolderSource, Source
 from echofed.client.ingest.training_set import TrainingSet, write_training_set
-from echofed.client.ingest.workers import begin, finished, reading_processes
+from echofed.client.ingest.workers import ReadingProcesses, reading_processes
 from echofed.protocol.state_folder import locked
 
-SPOOL_FOLDER = "spool"
+MAX_TEXTS = 50_000
+"""Identifying texts that are kept in memory, about those of a thousand instances; then what was stored is searched for them."""
 _WAITING_PER_PROCESS = 3
 _PATIENCE = 3
+_SECOND_CHANCE = (Why.TIMED_OUT, Why.WORKER_DIED)
 
-Report = Callable[[Progress, int], None]
-"""Told how far the source is, and how many instances have been read."""
+Report = Callable[[str, int, int], None]
+"""Told a stage, how much of it is done, and how much there is in all, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ def ingest(
     folder: Path,
     source: Source | None,
     settings: IngestSettings,
-    report: Report = lambda progress, read: None,
+    report: Report = lambda stage, done, total: None,
     state_folder: Path | None = None,
 ) -> IngestReport:
     """Bring what a source holds into a folder that `echofed site register` takes.
 
-    Only what is not known is fetched. One bad instance is set aside with a reason and counted. At the end every file that was
-    written is searched for every identifying text of the headers that were read.
+    Only what is not known is fetched. One bad instance is set aside with a reason and counted. What is stored is searched for
+    every identifying text of the headers that were read.
 
     Args:
         folder: of the ingest; made if missing, readable by its owner alone.
@@ -110,58 +113,61 @@ def ingest(
         FrameStoreError: the disk is full, or the store's key is wrong.
         LeakError: an identifying text was found in what is stored.
         StateFolderError: another process ingests into this folder.
+        KeyboardInterrupt: it was interrupted; the next ingest goes on there.
     """
     started = time.monotonic()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _opened(folder, settings) as (reading, journal):
+    with _opened(folder, settings, state_folder) as (reading, journal):
+        check_not_withheld(folder)
         decided = apply_decisions(reading, journal)
-        run = _Run(reading, journal, report, read_forgotten(state_folder) if state_folder else None)
+        run = _Run(reading, journal, report)
         if source is not None:
             run.all(source)
         training_set = write_training_set(reading, journal)
-        if run.texts:
-            training_set = _search(reading, journal, run.texts, training_set)
+        search_shared(folder, run.texts)
         waiting = sum(1 for _ in journal.entries(Verdict.REVIEW))
     return IngestReport(run.read, run.missed, decided, waiting, training_set, time.monotonic() - started)
 
 
 @contextmanager
-def _opened(folder: Path, settings: IngestSettings) -> Iterator[tuple[Reading, Journal]]:
+def _opened(folder: Path, settings: IngestSettings, state_folder: Path | None) -> Iterator[tuple[Reading, Journal]]:
     with ExitStack() as held:
         held.enter_context(locked(folder, LOCK_ROLE))
         journal = held.enter_context(open_journal(folder))
         merges = read_merges(folder / settings.merges) if settings.merges else {}
         pseudonyms = open_pseudonyms(folder, merges)
-        if settings.encryption != "none" and not is_encrypted(folder):
-            make_store_key(folder, settings.encryption)
-        _remove_leftovers(folder, journal)
-        yield Reading(folder, settings, pseudonyms, store_key(folder)), journal
+        remove_leftovers(folder, journal)
+        forgotten = read_forgotten(state_folder) if state_folder else NOBODY
+        yield Reading(folder, settings, pseudonyms, _store_key(folder, settings), forgotten), journal
 
 
-def _remove_leftovers(folder: Path, journal: Journal) -> None:
-    """Remove the frames of instances whose verdict a killed ingest did not write down."""
-    remove_parts(folder)
-    noted = {folder / str(frame["file"]) for entry in journal.entries(Verdict.ACCEPTED) for frame in entry.frames}
-    for path in frame_files(folder):
-        if path not in noted:
-            path.unlink()
+def _store_key(folder: Path, settings: IngestSettings) -> bytes | None:
+    if settings.encryption != "none" and not is_encrypted(folder):
+        if next(frame_files(folder), None) is not None:
+            raise IngestError(
+                f"The frames in {folder} are not encrypted, and ingest.yaml asks for encryption.",
+                "Move that folder away and ingest everything again, or write encryption: none.",
+            )
+        make_store_key(folder, settings.encryption)
+    return store_key(folder)
 
 
 class _Run:
     """One run over a source: fetched, read in other processes, noted here."""
 
-    def __init__(self, reading: Reading, journal: Journal, report: Report, forgotten: Forgotten | None) -> None:
-        self._reading, self._journal, self._report, self._forgotten = reading, journal, report, forgotten
+    def __init__(self, reading: Reading, journal: Journal, report: Report) -> None:
+        self._reading, self._journal, self._report = reading, journal, report
         self._folders = Labels(folder=reading.settings.labels.folder)
-        self._pool: ProcessPool
-        self._waiting: deque[tuple[Fetched, ProcessFuture[Read]]] = deque()
+        self._processes: ReadingProcesses
+        self._waiting: deque[tuple[Fetched, Future[Read]]] = deque()
         self._progress = Progress()
+        self._stored: list[Entry] = []
         self.read: Counter[tuple[Verdict, str]] = Counter()
         self.missed: Counter[str] = Counter()
         self.texts: set[str] = set()
 
     def all(self, source: Source) -> None:
-        """Fetch and read all of a source."""
+        """Fetch, read and search all of a source."""
         settings = self._reading.settings
         outcomes = fetch_all(
             source,
@@ -171,56 +177,83 @@ class _Run:
             settings.politeness,
             self._show,
         )
-        with reading_processes(self._reading) as self._pool, closing(outcomes):
-            for outcome in outcomes:
-                if isinstance(outcome, Missed):
-                    self.missed[outcome.reason] += outcome.count
-                elif outcome.why is not None:
-                    self._set_aside(outcome, outcome.why)
-                else:
-                    self._begin(outcome)
-            while self._waiting:
-                self._finish()
+        try:
+            with reading_processes(self._reading) as self._processes, closing(outcomes):
+                for outcome in outcomes:
+                    if isinstance(outcome, Missed):
+                        self.missed[outcome.reason] += outcome.count
+                    elif outcome.why is not None:
+                        self._set_aside(outcome, outcome.why)
+                    else:
+                        self._begin(outcome)
+                while self._waiting:
+                    self._finish()
+        finally:
+            self._let_go()
+        self._report("Reading", self.read.total(), self.read.total())
+        self._search()
 
     def _show(self, progress: Progress) -> None:
         self._progress = progress
-        self._report(progress, self.read.total())
+        self._report("Looking", progress.units_done, progress.units or 0)
+        # What is missed was looked for, and will not be read.
+        self._report("Reading", self.read.total(), max(progress.found - progress.skipped, self.read.total()))
 
     def _item(self, key: str) -> str:
         return self._reading.pseudonyms.source_key(key)
 
     def _begin(self, fetched: Fetched) -> None:
         settings = self._reading.settings
-        self._waiting.append((fetched, begin(self._pool, fetched.path, settings.seconds_per_instance)))
-        while (
-            len(self._waiting) >= _WAITING_PER_PROCESS * self._reading.settings.processes or self._waiting[0][1].done()
+        self._waiting.append((fetched, self._processes.begin(fetched.path, settings.seconds_per_instance)))
+        while self._waiting and (
+            len(self._waiting) >= _WAITING_PER_PROCESS * settings.processes or self._waiting[0][1].done()
         ):
             self._finish()
-            if not self._waiting:
-                break
 
     def _finish(self) -> None:
-        fetched, future = self._waiting.popleft()
+        fetched, future = self._waiting[0]
         with fetched:
-            read = finished(future)
-            if read.why is Why.TIMED_OUT:
-                # The machine may have been busy: it has one more chance, alone.
+            read = future.result()
+            if read.why in _SECOND_CHANCE:
+                # The machine may have been busy, or short of memory: it has one more chance, alone.
                 seconds = _PATIENCE * self._reading.settings.seconds_per_instance
-                read = finished(begin(self._pool, fetched.path, seconds))
-            self.texts |= read.texts
-            if self._forgotten and read.entry is not None and read.entry.patient in self._forgotten:
-                remove_frames(self._reading.folder, read.entry)
-                self._set_aside(fetched, Why.FORGOTTEN)
-                return
-            if read.said:
-                self._journal.record_said(read.said)
-            if read.entry is None:
-                self._set_aside(fetched, read.why or Why.DAMAGED)
-                return
-            label = self._folders.label_of("", "", "", _path_in(fetched.key)) or ""
-            entry = read.entry if read.entry.label else replace(read.entry, label=label)
-            self._journal.record(self._item(fetched.key), entry)
-            self._count(read.why)
+                read = self._processes.begin(fetched.path, seconds).result()
+            self._note(fetched, read)
+        self._waiting.popleft()
+        if len(self.texts) > MAX_TEXTS:
+            self._search()
+            search_shared(self._reading.folder, self.texts)
+            self.texts = set()
+
+    def _note(self, fetched: Fetched, read: Read) -> None:
+        self.texts |= read.texts
+        if read.said:
+            self._journal.record_said(read.said)
+        if read.entry is None:
+            self._set_aside(fetched, read.why or Why.DAMAGED)
+            return
+        label = self._folders.label_of("", "", "", _path_in(fetched.key)) or ""
+        entry = self._first_copy(read.entry)
+        entry = entry if entry.label else replace(entry, label=label)
+        self._journal.record(self._item(fetched.key), entry)
+        if entry.verdict is Verdict.ACCEPTED:
+            self._stored.append(entry)
+        self._count(entry.why)
+
+    def _first_copy(self, entry: Entry) -> Entry:
+        """Return what is known of an instance; two copies of it may have been read at the same time."""
+        known = self._journal.find(entry.instance)
+        if known is None or known.why in OF_THE_FILE:
+            return entry
+        if entry != known:
+            folder = self._reading.folder
+            kept = {frame["file"] for frame in known.frames}
+            remove_frames(folder, replace(entry, frames=tuple(one for one in entry.frames if one["file"] not in kept)))
+            if known.verdict is not Verdict.REVIEW:
+                remove_case(folder / REVIEW_FOLDER, entry.instance)
+            if known.verdict is not Verdict.ACCEPTED:
+                (folder / DICOM_FOLDER / f"{entry.instance}.dcm").unlink(missing_ok=True)
+        return known
 
     def _set_aside(self, fetched: Fetched, why: Why) -> None:
         with fetched:
@@ -231,34 +264,24 @@ class _Run:
 
     def _count(self, why: Why | None) -> None:
         self.read[verdict_of(why), why or ""] += 1
-        self._report(self._progress, self.read.total())
+        self._show(self._progress)
+
+    def _search(self) -> None:
+        """Search what was stored since the last search, for what was read since then."""
+        self._report("Searching", 0, 1)
+        leaky = search_stored(self._reading.folder, self._journal, self._stored, self.texts)
+        self.read += Counter({(Verdict.QUARANTINED, Why.IDENTIFIER_LEFT): leaky})
+        self.read -= Counter({(Verdict.ACCEPTED, ""): leaky})
+        self._stored.clear()
+        self._report("Searching", 1, 1)
+
+    def _let_go(self) -> None:
+        """Remove the raw files of what was not read any more, unless there are no others."""
+        for fetched, _ in self._waiting:
+            if not fetched.is_only_copy:
+                fetched.path.unlink(missing_ok=True)
 
 
 def _path_in(key: str) -> str:
     """Return the path a folder's key begins with; of a PACS's key something without folders."""
     return key.split("|", 1)[0]
-
-
-def _search(reading: Reading, journal: Journal, texts: set[str], training_set: TrainingSet) -> TrainingSet:
-    """Search all that is stored for identifying texts; what has one is quarantined."""
-    folder, search = reading.folder, Search(texts)
-    leaks = find_leaks([path for path in folder.iterdir() if _is_searched(path)], search)
-    if not leaks:
-        return training_set
-    frames = {str(leak.path.relative_to(folder)) for leak in leaks if leak.path.is_relative_to(folder / FRAMES_FOLDER)}
-    others = {leak.path.name for leak in leaks if not leak.path.is_relative_to(folder / FRAMES_FOLDER)}
-    for entry in list(journal.entries(Verdict.ACCEPTED)):
-        if any(frame["file"] in frames for frame in entry.frames) or f"{entry.instance}.dcm" in others:
-            remove_frames(folder, entry)
-            (folder / DICOM_FOLDER / f"{entry.instance}.dcm").unlink(missing_ok=True)
-            journal.decide(entry, Verdict.QUARANTINED, Why.IDENTIFIER_LEFT)
-    training_set = write_training_set(reading, journal)
-    if left := find_leaks([path for path in folder.iterdir() if _is_searched(path)], search):
-        names = ", ".join(sorted({leak.path.name for leak in left})[:5])
-        raise LeakError(f"A text that may identify a patient was found in {names}.")
-    return training_set
-
-
-def _is_searched(path: Path) -> bool:
-    # The raw files and the images that wait for a person may hold names: nobody but that person is to see them.
-    return path.name not in (SPOOL_FOLDER, REVIEW_FOLDER, KEY_FILE) and not path.name.startswith(".")

@@ -114,8 +114,9 @@ def is_frozen(frames: NDArray[np.uint8]) -> bool:
     """
     if len(frames) < 2:
         return False
-    small = [thumbnail(frame).astype(np.int16) for frame in frames]
-    return max(float(np.abs(one - small[0]).mean()) for one in small[1:]) < _SAME_FRAME_DIFFERENCE
+    first = thumbnail(frames[0]).astype(np.int16)
+    # Of a clip that moves few frames are looked at.
+    return all(np.abs(thumbnail(frame) - first).mean() < _SAME_FRAME_DIFFERENCE for frame in reversed(frames[1:]))
 
 
 def _sharpness(pixels: Pixels) -> float:

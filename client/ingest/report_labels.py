@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echofed.client.ingest.labels import LabelRow, ReportRule, clean, mapped
 from echofed.client.ingest.outcomes import SetAsideError, Why
+from echofed.client.ingest.pseudonyms import patient_identity
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -38,8 +39,9 @@ def report_rows(dataset: "Dataset", rules: Sequence[ReportRule]) -> tuple[LabelR
     """
     if not is_report(dataset) or clean(_value(dataset, "CompletionFlag")) != _COMPLETE:
         return ()
-    names = ("StudyInstanceUID", "AccessionNumber", "PatientID")
-    exam, accession, patient = (clean(_value(dataset, name)) for name in names)
+    names = ("StudyInstanceUID", "AccessionNumber", "PatientID", "IssuerOfPatientID")
+    exam, accession, patient_id, issuer = (clean(_value(dataset, name)) for name in names)
+    patient = patient_identity(patient_id, issuer)
     try:
         return tuple(
             LabelRow(_label(item, rule), exam, accession, patient)

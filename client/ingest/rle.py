@@ -26,19 +26,20 @@ def decode_rle(frame: bytes, pixels: int, segments: int) -> NDArray[np.uint8]:
     bounds = [*offsets[:segments], len(frame)]
     if count != segments or bounds[0] < 64 or sorted(bounds) != bounds:
         raise SetAsideError(Why.DECODER_FAILED)
-    planes = [_decode_segment(frame, start, end, pixels) for start, end in pairwise(bounds)]
+    planes = [_decode_segment(frame[start:end], pixels) for start, end in pairwise(bounds)]
     return np.frombuffer(b"".join(planes), np.uint8).reshape(segments, pixels)
 
 
-def _decode_segment(frame: bytes, at: int, end: int, pixels: int) -> bytes:
-    out = bytearray()
+def _decode_segment(segment: bytes, pixels: int) -> bytes:
+    out, at, end = bytearray(), 0, len(segment)
     while len(out) < pixels and at < end:
-        head = frame[at]
+        head = segment[at]
         if head < 128:
-            out += frame[at + 1 : min(at + 2 + head, end)]
-            at += 2 + head
+            stop = at + 2 + head
+            out += segment[at + 1 : stop]
+            at = stop
         elif head > 128:
-            out += frame[at + 1 : min(at + 2, end)] * (257 - head)
+            out += segment[at + 1 : at + 2] * (257 - head)
             at += 2
         else:
             at += 1

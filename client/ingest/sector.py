@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
+from echofed.client.ingest.colours import brightest
 from echofed.client.ingest.geometry import Box, Pixels
 
 Cells = NDArray[np.float64]
@@ -41,7 +43,7 @@ def find_tissue(frames: Sequence[Pixels]) -> Box | None:
     if not frames or min(frames[0].shape[:2]) < 2 * _CELLS_A_SIDE // 3:
         return None
     chosen = [frames[place] for place in sorted(set(np.linspace(0, len(frames) - 1, _MOST_FRAMES).astype(int)))]
-    greys = np.stack([frame if frame.ndim == 2 else frame.max(axis=2) for frame in chosen])
+    greys = np.stack([brightest(frame) for frame in chosen])
     side = max(2, min(greys.shape[1:]) // _CELLS_A_SIDE)
     textured = _textured(greys, side)
     labels, count = ndimage.label(textured)
@@ -59,13 +61,21 @@ def find_tissue(frames: Sequence[Pixels]) -> Box | None:
 
 def _textured(greys: NDArray[np.uint8], side: int) -> Mask:
     """Return which cells look like tissue, thin bridges to what is beside it cut."""
-    background = int(np.bincount(greys.ravel(), minlength=256)[:96].argmax())
-    lit = np.mean(greys > background + _LIT_LEVELS, axis=0)
-    differs = np.mean(np.diff(greys.astype(np.int16), axis=2, append=greys[:, :, -1:]) != 0, axis=0)
+    levels = sum(np.array(Image.fromarray(grey).histogram()) for grey in greys)
+    background = int(np.asarray(levels)[:96].argmax())
+    lit = _share(greys > background + _LIT_LEVELS)
+    differs = np.zeros(greys.shape[1:])
+    differs[:, :-1] = _share(greys[:, :, 1:] != greys[:, :, :-1])
     mask = (_around(_cells(lit, side)) >= _LEAST_LIT) & (_around(_cells(differs, side)) >= _LEAST_TEXTURE)
     closed = ndimage.binary_closing(np.pad(mask, 4), iterations=3, structure=_DISC)[4:-4, 4:-4]
     opened: Mask = ndimage.binary_opening(ndimage.binary_fill_holes(closed), iterations=4, structure=_DISC)
     return opened
+
+
+def _share(marks: NDArray[np.bool_]) -> Cells:
+    """Return in which share of the frames, at most 16, each pixel is marked."""
+    share: Cells = marks.view(np.uint8).sum(axis=0, dtype=np.uint8) / len(marks)
+    return share
 
 
 _DISC = ndimage.generate_binary_structure(2, 1)

@@ -1,10 +1,14 @@
 """Our own detector of writing, without text recognition: pen strokes are uniform, thin and sharply edged; echoes are not."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from echofed.client.ingest.colours import brightest, darkest
 from echofed.client.ingest.geometry import Box, Pixels
+from echofed.client.ingest.windows import counts, largest, opened, smallest
 
 _THIN_PX = 9
 _MIN_CONTRAST = 40
@@ -15,31 +19,73 @@ MIN_PENS, MIN_DARK_PENS = 28, 20
 least 22 light ones; grey words on a brighter fascia are darker than it."""
 
 
+@dataclass(frozen=True)
+class _Edges:
+    """A plane, uint8 [height, width], with the least and the greatest of each 3 x 3 px, and where its sharp edges are.
+
+    `places` are numbers of pixels, row by row; `contrasts` are those of their edges.
+    """
+
+    plane: Pixels
+    least: Pixels
+    most: Pixels
+    places: NDArray[np.intp]
+    contrasts: Pixels
+
+
 def pen_pixels(picture: Pixels) -> NDArray[np.bool_]:
     """Return the pixels that look like a pen's: on a thin, flat, sharply edged stroke, or of a colour echoes do not have.
 
     Args:
         picture: grey uint8 [height, width] or RGB [height, width, 3].
     """
+    brightness, saturation = _planes(picture)
+    return _pens(_edges(brightness, _MIN_CONTRAST), saturation)
+
+
+def _planes(picture: Pixels) -> tuple[Pixels, Pixels | None]:
+    """Return each pixel's brightness and saturation, None for it where no pixel is strongly coloured."""
     if picture.ndim == 2:
-        return _strokes(picture, _MIN_CONTRAST)
-    most = picture.max(2)
-    saturation = most - picture.min(2)
-    pens = _strokes(most, _MIN_CONTRAST)
-    return pens | _strokes(saturation, _MIN_SATURATION) if saturation.max() > _MIN_SATURATION else pens
+        return picture, None
+    most = brightest(picture)
+    saturation = most - darkest(picture)
+    return most, saturation if saturation.max() > _MIN_SATURATION else None
 
 
-def _strokes(plane: Pixels, min_contrast: int) -> NDArray[np.bool_]:
-    """Return where a plane has flat, thin strokes that reach their full contrast within a pixel or two."""
-    level = plane.astype(np.int16)
-    most = ndimage.maximum_filter(level, 3)
-    least = ndimage.minimum_filter(level, 3)
+def _pens(edges: _Edges, saturation: Pixels | None) -> NDArray[np.bool_]:
+    light = _light_strokes(edges)
+    return light if saturation is None else light | _light_strokes(_edges(saturation, _MIN_SATURATION))
+
+
+def _edges(plane: Pixels, min_contrast: int) -> _Edges:
+    """Return where a plane reaches its full contrast within a pixel or two."""
+    least, most = smallest(plane, 3, 3), largest(plane, 3, 3)
     edge = most - least
-    around = ndimage.maximum_filter(level, 7) - ndimage.minimum_filter(level, 7)
-    thin = level - ndimage.grey_opening(level, (_THIN_PX, _THIN_PX))
-    sharp = (edge > min_contrast) & (edge >= 0.85 * around)
-    flat = (most - level) <= 0.12 * edge
-    return np.asarray(sharp & flat & (thin > 0.7 * edge))
+    around = largest(plane, 7, 7) - smallest(plane, 7, 7)
+    # 85% of the contrast around, in whole numbers.
+    steep = np.multiply(edge, 20, dtype=np.uint16) >= np.multiply(around, 17, dtype=np.uint16)
+    places = np.flatnonzero((edge > min_contrast) & steep)
+    return _Edges(plane, least, most, places, edge.ravel()[places])
+
+
+def _light_strokes(edges: _Edges) -> NDArray[np.bool_]:
+    """Return where a plane has flat, thin strokes on a darker ground."""
+    return _strokes(edges, edges.most - edges.plane, edges.plane - opened(edges.plane, _THIN_PX))
+
+
+def _dark_strokes(edges: _Edges) -> NDArray[np.bool_]:
+    """Return where a plane has flat, thin strokes on a lighter ground."""
+    inverse = 255 - edges.plane
+    return _strokes(edges, edges.plane - edges.least, inverse - opened(inverse, _THIN_PX))
+
+
+def _strokes(edges: _Edges, depth: Pixels, height: Pixels) -> NDArray[np.bool_]:
+    """Return which sharp edges are strokes: hardly below the top of their edge, well above their ground."""
+    strokes = np.zeros(edges.plane.shape, np.bool_)
+    flat = depth.ravel()[edges.places] <= 0.12 * edges.contrasts
+    thin = height.ravel()[edges.places] > 0.7 * edges.contrasts
+    strokes.ravel()[edges.places[flat & thin]] = True
+    return strokes
 
 
 def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> tuple[Box, ...]:
@@ -49,8 +95,9 @@ def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> t
         picture: grey uint8 [height, width] or RGB [height, width, 3].
         ignored: pixels that do not count, bool [height, width].
     """
-    grey = picture if picture.ndim == 2 else picture.max(2)
-    bright, dark = pen_pixels(picture), _strokes(255 - grey, _MIN_CONTRAST)
+    brightness, saturation = _planes(picture)
+    edges = _edges(brightness, _MIN_CONTRAST)
+    bright, dark = _pens(edges, saturation), _dark_strokes(edges)
     if ignored is not None:
         bright, dark = bright & ~ignored, dark & ~ignored
     return crowded(bright) + crowded(dark, MIN_DARK_PENS)
@@ -58,9 +105,13 @@ def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> t
 
 def crowded(pens: NDArray[np.bool_], enough: int = MIN_PENS) -> tuple[Box, ...]:
     """Return boxes around windows of 12 x 48 px that hold at least `enough` pen pixels, overlapping ones joined."""
-    share = ndimage.uniform_filter(pens.astype(np.float32), _WINDOW_PX, mode="constant")
-    centres = share * (_WINDOW_PX[0] * _WINDOW_PX[1]) >= enough - 0.5
-    labels, _ = ndimage.label(ndimage.maximum_filter(centres, (_WINDOW_PX[0] + 1, _WINDOW_PX[1] + 1), mode="constant"))
+    if np.count_nonzero(pens) < enough:
+        return ()
+    centres = counts(pens, *_WINDOW_PX) >= enough
+    if not centres.any():
+        return ()
+    height, width = _WINDOW_PX
+    labels, _ = ndimage.label(largest(centres.view(np.uint8), height + 1, width + 1))
     return tuple(
         Box(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in ndimage.find_objects(labels)
     )

@@ -84,6 +84,18 @@ def cases(folder: Path) -> list[Case]:
     return sorted(waiting, key=lambda case: (case.device, case.layout_key, case.exam, case.instance))
 
 
+def all_cases(folder: Path) -> list[Case]:
+    """Return all cases, decided on or not, by instance.
+
+    Raises:
+        FrameStoreError: a case is damaged.
+    """
+    if not folder.is_dir():
+        return []
+    with locked(folder):
+        return [_read_case(path) for path in _folders(folder)]
+
+
 def case_of(folder: Path, instance: str) -> Case:
     """Return one case, decided or not.
 

@@ -166,7 +166,7 @@ def test_an_ingest_killed_again_and_again_ends_like_an_undisturbed_one(
     script = tmp_path / "run.py"
     script.write_text(program)
     kills = 0
-    for seconds in (2.0, 4.0, 3.0, 5.0):
+    for seconds in (1.5, 2.5, 2.0, 3.0):
         process = subprocess.Popen(
             [sys.executable, str(script), str(tmp_path), str(hospital.export)], cwd=ROOT, start_new_session=True
         )

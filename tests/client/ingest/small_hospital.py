@@ -1,0 +1,50 @@
+"""A small export and the settings it is ingested with, for tests of whole ingests."""
+
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from echofed.client.ingest.labels import LabelSettings, LabelTable
+from echofed.client.ingest.outcomes import Verdict
+from echofed.client.ingest.settings import FrameRule, IngestSettings
+from echofed.simulations.phantoms import PhantomSite
+from echofed.simulations.phantoms.dicom_files import DicomSite, write_dicom_site
+from echofed.simulations.phantoms.dicom_truth import Faults
+
+SITE = PhantomSite("north", "borealis", 3, (2, 3), {"benign": 0.5, "malignant": 0.5}, "linear")
+FAULTS = Faults(words=0.3, documents=1, not_dicom=1)
+
+
+def small_hospital(folder: Path, seed: int = 5) -> DicomSite:
+    """Write an export of three patients, with some writing on the tissue and some strays."""
+    return write_dicom_site(folder, SITE, seed, FAULTS)
+
+
+def quick_settings(hospital: DicomSite, **changes: Any) -> IngestSettings:
+    """Return settings for phantoms: no text recognition, labels from the table."""
+    settings = IngestSettings(
+        text_check="strokes",
+        frames=FrameRule(rule="every", step=3, most=4),
+        labels=LabelSettings(tables=(LabelTable(file=hospital.labels, accession="accession_number"),)),
+        workers=2,
+        seconds_per_instance=120,
+    )
+    return IngestSettings.model_validate({**settings.model_dump(), **changes})
+
+
+def clean_files(hospital: DicomSite) -> list[Path]:
+    """Return the files that are accepted, in order."""
+    return [hospital.export / row.file for row in hospital.rows if row.verdicts == (Verdict.ACCEPTED,)]
+
+
+def changed_copy(path: Path, copy: Path, **values: Any) -> Path:
+    """Write a DICOM file with some elements changed."""
+    dataset = pydicom.dcmread(path)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    if "SOPInstanceUID" in values:
+        dataset.file_meta.MediaStorageSOPInstanceUID = values["SOPInstanceUID"]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(copy)
+    return copy
