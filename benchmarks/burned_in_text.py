@@ -27,8 +27,10 @@ from echofed.client.ingest.strokes import find_strokes
 from tests.client.ingest.planted_text import (
     COLOURS,
     FONTS,
+    PLAIN,
     SIZES_PX,
     FontKind,
+    Look,
     Motion,
     Place,
     Planted,
@@ -49,6 +51,8 @@ MASKED_SHARE = 0.95
 CLIP_FRAMES = 10
 MOTIONS, QUALITIES = (0.7, 2.0, 5.0), (80, 88, 95)
 """Of clips: how far tissue moves, in pixels, and how well its JPEG is."""
+LOOKS = ("vertical", "diagonal", "soft", "JPEG", "oversized")
+"""Turned by 90 or 270 degrees; by another multiple of 15; blurred by 0.5 to 2 px; at quality 40 to 60; of 40 to 110 px."""
 SIZE_CLASSES = ((9, 12), (13, 18), (19, 30))
 
 
@@ -60,6 +64,7 @@ class Outcome:
     source: str
     still: bool
     verdict: str  # "cropped", "masked", "review" or "left"
+    look: str = "as set"
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -126,7 +131,7 @@ def verdict(planted: Planted, cleaned: Cleaned, box: Box) -> str:
     """Return what became of a string; it counts as masked if 95% of its ink is."""
     if is_cropped(planted, box):
         return "cropped"
-    ink = text_mask(planted.text, planted.font, planted.size_px) > 0.25
+    ink = text_mask(planted.text, planted.font, planted.size_px, planted.look) > 0.25
     rows, columns = np.nonzero(ink)
     rows, columns = rows + planted.box.top + 1 - box.top, columns + planted.box.left + 1 - box.left
     seen = (rows >= 0) & (columns >= 0) & (rows < box.height) & (columns < box.width)
@@ -153,6 +158,57 @@ def planted_stills(seed: int, per_style: int, real: Sequence[tuple[Pixels, tuple
                     yield Outcome(planted, source, True, "cropped")
                 else:
                     yield Outcome(planted, source, True, verdict(planted, clean(picture, is_cine=False), box))
+
+
+def a_look(kind: str, text: Text, style: Style, generator: np.random.Generator) -> tuple[Text, Look]:
+    """Return a string of such a kind; what is turned or blurred is at least 12 px high, as else nobody could read it."""
+    written, font, size_px, colour, _, motion = text
+    size_px = max(size_px, 12)
+    if kind == "oversized":
+        size_px, written = int(generator.integers(40, min(style.frame_px[0] // 5, 110) + 1)), written.split()[0]
+    look = PLAIN
+    if kind == "vertical":
+        look = Look(int(generator.choice((90, 270))))
+    elif kind == "diagonal":
+        look = Look(int(generator.choice([angle for angle in range(15, 360, 15) if angle % 90])))
+    elif kind == "soft":
+        look = Look(0, float(np.clip(size_px / 14 * generator.uniform(0.5, 1.5), 0.5, 2)))
+    return (written, font, size_px, colour, "tissue", motion), look
+
+
+def looking_stills(seed: int, per_look: int, real: Sequence[tuple[Pixels, tuple[int, int]]]) -> Iterator[Outcome]:
+    """Plant one turned, soft, recompressed or oversized string a still and clean it."""
+    for index, style in enumerate(styles()[:per_look]):
+        generator = np.random.default_rng([seed, 7, index])
+        for number, kind in enumerate(LOOKS):
+            source = "breast" if real and (number + index) % 2 else "phantom"
+            tissue = phantom_tissue(style, generator)
+            if source == "breast":
+                tissue = fill(real[int(generator.integers(len(real)))][0], style.box)
+            frame = screen(style, tissue)[None]
+            text, look = a_look(kind, a_text(index + number, "fixed", style, generator), style, generator)
+            for planted in plant(frame, style.box, [text], generator, look):
+                if kind == "JPEG":
+                    frame = recompressed(frame[0], int(generator.integers(40, 61)))[None]
+                picture, box = looked_at(frame, style)
+                yield Outcome(planted, source, True, verdict(planted, clean(picture, is_cine=False), box), kind)
+
+
+def looking_clips(seed: int, per_look: int) -> Iterator[Outcome]:
+    """Plant one such string a clip: fixed, moving, or fixed and in one frame only, in turns."""
+    for index, style in enumerate(small_styles()[:per_look]):
+        generator = np.random.default_rng([seed, 8, index])
+        screens = phantom_clip(seed, index, style, generator)
+        for number, kind in enumerate(LOOKS):
+            frames, turn = screens.copy(), (index + number) % 3
+            shown = frames[4:5] if turn == 2 else frames
+            motion: Motion = "moving" if turn == 1 else "fixed"
+            text, look = a_look(kind, a_text(index + number, motion, style, generator), style, generator)
+            for planted in plant(shown, style.box, [text], generator, look):
+                quality = 50 if kind == "JPEG" else QUALITIES[index % 3]
+                clip = np.stack([recompressed(frame, quality) for frame in frames])
+                picture, box = looked_at(clip, style)
+                yield Outcome(planted, "phantom", False, verdict(planted, clean(picture, is_cine=True), box), kind)
 
 
 def phantom_clip(seed: int, index: int, style: Style, generator: np.random.Generator) -> Pixels:
@@ -225,6 +281,8 @@ def table(outcomes: Sequence[Outcome]) -> None:
             _row(f"{kind}, {colour}", [outcome for outcome in part if outcome.planted.colour == colour])
         for place in ("banner", "corner", "tissue"):
             _row(f"{kind}, {place}", [outcome for outcome in part if outcome.planted.place == place])
+        for look in LOOKS:
+            _row(f"{kind}, {look}", [outcome for outcome in part if outcome.look == look])
         for motion in ("fixed", "moving") if not still else ():
             _row(f"{kind}, {motion}", [outcome for outcome in part if outcome.planted.motion == motion])
     for outcome in outcomes:
@@ -252,7 +310,7 @@ def clean_stills(images: Sequence[Pixels], name: str) -> None:
         start = time.process_time()
         strokes = bool(find_strokes(image))
         middle = time.process_time()
-        text = bool(find_text(image))
+        text = bool(find_text(image).boxes)
         strokes_s, text_s = strokes_s + middle - start, text_s + time.process_time() - middle
         drawn, read, either = drawn + strokes, read + text, either + (strokes or text)
     count = len(images)
@@ -311,12 +369,14 @@ def main() -> None:
     cardiac = cardiac_clips(folder)[: 2 if few else None] if folder else []
     start = time.perf_counter()
     stills = list(planted_stills(seed, 2 if few else options.per_style, real))
+    stills += looking_stills(seed, 6 if few else len(styles()), real)
     table(stills)
     clips = list(planted_clips(seed, 1 if few else 10, 0 if few else 2))
     clips += list(real_clips(seed, cardiac, 8))
-    table([outcome for outcome, _, _ in clips])
+    looking = list(looking_clips(seed, 2 if few else len(small_styles())))
+    table([outcome for outcome, _, _ in clips] + looking)
     print(
-        f"\n{len(stills) + len(clips)} strings on {len(styles())} screens, seed {seed}, "
+        f"\n{len(stills) + len(clips) + len(looking)} strings on {len(styles())} screens, seed {seed}, "
         f"{time.perf_counter() - start:.0f} s.",
         flush=True,
     )

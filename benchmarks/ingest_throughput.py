@@ -208,17 +208,20 @@ def cpu_seconds() -> float:
 
 
 def print_costs(costs: dict[str, Cost], megabytes: float, frames: int) -> None:
-    """Print a table; each ingest's last cell compares it with the slower of its raw transfer and raw decoding."""
-    print("| | seconds | CPU seconds | MB/s | frames of the files a second | frames kept | of the slower |")
-    print("|---|---|---|---|---|---|---|")
+    """Print a table; each ingest's last cells compare it with the slower of its raw transfer and raw decoding."""
+    print(
+        "| | seconds | CPU seconds | MB/s | frames of the files a second | frames kept | of the slower | in CPU time |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, cost in costs.items():
-        kept, ratio = "", ""
+        kept, ratio, cpu_ratio = "", "", ""
         if name.startswith("ingest"):
             raw = [costs[DECODING], costs[next(raw for part, raw in RAW.items() if part in name)]]
             kept, ratio = f"{cost.frames}", f"{max(one.seconds for one in raw) / cost.seconds:.2f}"
+            cpu_ratio = f"{max(one.cpu_seconds for one in raw) / cost.cpu_seconds:.2f}"
         print(
             f"| {name} | {cost.seconds:.1f} | {cost.cpu_seconds:.1f} | {megabytes / cost.seconds:.1f} "
-            f"| {frames / cost.seconds:.1f} | {kept} | {ratio} |"
+            f"| {frames / cost.seconds:.1f} | {kept} | {ratio} | {cpu_ratio} |"
         )
     print(f"\nAim: {AIM} of the slower, OCR aside.")
 

@@ -19,6 +19,10 @@ MODULES = (
     "private_variants",
     "private_figures",
     "privacy_audit",
+    "deidentification",
+    "burned_in_text",
+    "ingest_sources",
+    "ingest_throughput",
 )
 
 

@@ -1,16 +1,22 @@
 """`echofed site ingest|receive|review|forget`: from the ultrasound machine to what a site registers."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from echofed.client.ingest.settings import IngestSettings
 
 State = Annotated[Path, typer.Option(help="the site's state folder; the ingest is kept in ingest/ below it")]
 WAIT_SECONDS = 5.0
 """Between two looks at what the receiver was sent."""
+RETRY_SECONDS = 60.0
+"""After an ingest of it that failed."""
 
 
 def ingest(
@@ -21,10 +27,17 @@ def ingest(
         ),
     ] = None,
     state: State = Path("site"),
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="read anew what was set aside for a reason that may have passed, as after a timeout"
+        ),
+    ] = False,
 ) -> None:
     """Fetch ultrasound DICOM, de-identify it and store what can be trained on; what is doubtful waits for a person."""
+    _leave_no_core()
     with _interruptible():
-        found = _ingest(source, state)
+        found = _ingest(source, state, again)
     folder = state / "ingest"
     typer.echo(found)
     typer.echo(f"Quality: {folder / 'quality.html'}\nNext: echofed site register {folder} --state {state}")
@@ -38,30 +51,28 @@ def receive(state: State = Path("site")) -> None:
     from echofed.client.ingest.forget import INGEST_FOLDER
     from echofed.client.ingest.instance import RECEIVED_FOLDER
     from echofed.client.ingest.journal import JOURNAL_FILE
-    from echofed.client.ingest.pipeline import ingest as run
     from echofed.client.ingest.settings import read_settings
-    from echofed.client.ingest.sources.receiver import receiving
-    from echofed.client.ingest.sources.settings import ReceivedSource
-    from echofed.protocol.errors import StateFolderError
+    from echofed.client.ingest.sources.receiver import receiving, take_up_held
 
+    _leave_no_core()
     folder = state / INGEST_FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     settings, received = read_settings(folder), folder / RECEIVED_FOLDER
     store_key(folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with receiving(settings.receiver, received) as (port, _):
         typer.echo(f"Receiving as {settings.receiver.ae_title} at {settings.receiver.host}:{port}. Ctrl-C stops.")
+        if held := take_up_held(received):
+            typer.echo(f"{held:,} files that were held are tried again.")
         # An ingest that was stopped may have noted instances that its index does not have yet.
         is_behind = (folder / JOURNAL_FILE).exists()
         try:
             while True:
+                seconds = WAIT_SECONDS
                 if is_behind or any(received.glob("*.dcm")):
-                    try:
-                        typer.echo(run(folder, ReceivedSource(path=received), settings, state_folder=state).text())
-                        is_behind = False
-                    except StateFolderError:
-                        typer.echo("Another ingest is under way; what was received waits for its end.")
-                time.sleep(WAIT_SECONDS)
+                    is_behind, seconds = _ingest_received(state, settings)
+                time.sleep(seconds)
         except KeyboardInterrupt:
             typer.echo("Stopped; what was received and not ingested is ingested at the next start.")
 
@@ -76,12 +87,17 @@ def review(
     from echofed.client.ingest.forget import INGEST_FOLDER
     from echofed.client.ingest.instance import REVIEW_FOLDER
     from echofed.client.ingest.pipeline import ingest as run
+    from echofed.client.ingest.review.queue import all_cases
     from echofed.client.ingest.review.server import serve
     from echofed.client.ingest.settings import read_settings
     from echofed.protocol.errors import StateFolderError
 
+    _leave_no_core()
     folder = state / INGEST_FOLDER
     store_key(folder)  # a passphrase is asked for now, not when the page is closed
+    if not all_cases(folder / REVIEW_FOLDER):
+        typer.echo("Nothing waits for a person.")
+        return
 
     def announce(url: str) -> None:
         typer.echo(f"Open {url}\nCtrl-C closes the page and carries out what was decided.")
@@ -96,7 +112,8 @@ def review(
 
 def forget(
     patient: Annotated[
-        str, typer.Argument(help="patient id as the hospital writes it, or id^^^issuer", metavar="PATIENT")
+        str,
+        typer.Argument(help="patient id as the hospital writes it, or id^^^issuer; -: asked for", metavar="PATIENT"),
     ],
     state: State = Path("site"),
     pseudonym: Annotated[bool, typer.Option("--pseudonym", help="PATIENT is as the index names it")] = False,
@@ -104,14 +121,16 @@ def forget(
     """Remove a patient everywhere in the state folder, and never take the patient in again."""
     from echofed.client.ingest.forget import INGEST_FOLDER
     from echofed.client.ingest.forget import forget as run
-    from echofed.client.ingest.forgotten_exams import erase_from_ingest, pseudonym_of
+    from echofed.client.ingest.forgotten_exams import erase_from_ingest, pseudonyms_of
 
+    _leave_no_core()
     folder = state / INGEST_FOLDER
-    named = patient if pseudonym or not folder.exists() else pseudonym_of(folder, patient)
-    erased = run(state, [named], [erase_from_ingest(folder)] if folder.exists() else [])
+    shown, patient = ("the patient", _asked_for()) if patient == "-" else (patient, patient)
+    named = [patient] if pseudonym or not folder.exists() else sorted(pseudonyms_of(folder, patient))
+    erased = run(state, named, [erase_from_ingest(folder)] if folder.exists() else [])
     if not (erased.frames or erased.index_rows or erased.images or erased.others):
         typer.echo(
-            f"Nothing of {patient} was here. It is noted, and the patient will not be taken in. If the hospital's files name "
+            f"Nothing of {shown} was here. It is noted, and the patient will not be taken in. If the hospital's files name "
             "who issued the id, write id^^^issuer; upper and lower case differ."
         )
         return
@@ -121,7 +140,45 @@ def forget(
     )
 
 
-def _ingest(source: Path | None, state: Path) -> str:
+def _asked_for() -> str:
+    """Return the patient from standard input: arguments stand in the list of processes and in the shell's history."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Patient", hide_input=True))
+    return sys.stdin.readline().strip()
+
+
+def _leave_no_core() -> None:
+    from echofed.client.ingest.workers import leave_no_core
+
+    leave_no_core()
+
+
+def _ingest_received(state: Path, settings: "IngestSettings") -> tuple[bool, float]:
+    """Ingest what was received; return whether it has to be tried again, and in how many seconds to look again."""
+    from echofed.client.ingest.forget import INGEST_FOLDER
+    from echofed.client.ingest.instance import RECEIVED_FOLDER
+    from echofed.client.ingest.pipeline import ingest as run
+    from echofed.client.ingest.sources.settings import ReceivedSource
+    from echofed.protocol.errors import EchoFedError, StateFolderError
+
+    folder = state / INGEST_FOLDER
+    source = ReceivedSource(path=folder / RECEIVED_FOLDER)
+    try:
+        typer.echo(run(folder, source, settings, state_folder=state).text())
+    except StateFolderError:
+        typer.echo("Another ingest is under way; what was received waits for its end.")
+        return True, WAIT_SECONDS
+    except EchoFedError as error:
+        said = f"error {error.code}: {error.what}\nWhat to do: {error.remedy}"
+    except OSError as error:
+        said = f"{error.filename or 'A file'}: {error.strerror}."
+    else:
+        return False, WAIT_SECONDS
+    typer.echo(f"{said}\nWhat was received is kept; in {RETRY_SECONDS:.0f} s it is tried again.", err=True)
+    return True, RETRY_SECONDS
+
+
+def _ingest(source: Path | None, state: Path, again: bool) -> str:
     from rich.console import Console
 
     from echofed.cli.progress import progress_bars
@@ -138,7 +195,7 @@ def _ingest(source: Path | None, state: Path) -> str:
     if given is None and not (folder / JOURNAL_FILE).exists():
         raise IngestError("There is nothing to ingest.", f"Name a folder, or write a source into {folder}/ingest.yaml.")
     with progress_bars(Console(stderr=True)) as show:
-        return run(folder, given, settings, show, state).text()
+        return run(folder, given, settings, show, state, again=again).text()
 
 
 @contextmanager

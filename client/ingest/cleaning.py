@@ -1,6 +1,8 @@
 """Taking writing off a clip's tissue, or saying that a person has to look: whatever is uncertain is never accepted."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -16,9 +18,8 @@ from echofed.client.ingest.strokes import crowded, find_strokes, pen_pixels
 
 Check = Literal["ocr", "strokes"]
 
-_LOOKED_AT = 3
-_SUSPECTS = 2
-_CONFIRMING_PENS = 6
+_ENOUGH_FRAMES = 3
+"""A clip is sent to a person on the first find; what is found on a few frames more shows the person where to look."""
 _CHANGED_LEVELS, _CHANGED_PX = 12, 6
 
 
@@ -49,9 +50,10 @@ def clean(
 ) -> Cleaned:
     """Mask what is written on a clip's tissue region and say whether its frames may be used without a person.
 
-    Over a clip with motion, what stands still is masked; writing that is left, because it moves or comes and goes,
-    sets `Why.WRITING`. A still, a clip of under five frames and a frozen clip are never masked but by the template:
-    crowded strokes set `Why.UNCERTAIN_STILL`; where there are none, text that is recognised sets `Why.WRITING`.
+    Over a clip with motion, what stands still is masked; writing that is left, in any frame, because it moves, comes and
+    goes or is too large, sets `Why.WRITING`. A still, a clip of under five frames and a frozen clip are never masked but
+    by the template: crowded strokes set `Why.UNCERTAIN_STILL`; where there are none, lines of text that are recognised
+    set `Why.WRITING` and what may be large letters `Why.UNCERTAIN_STILL`.
 
     Args:
         frames: one clip's tissue region, uint8 [count, height, width] or RGB [count, height, width, 3], count >= 1.
@@ -68,8 +70,11 @@ def clean(
         return _clean_still(frames, grey, check, masked)
     masked |= static_overlay(statistics)
     if check == "ocr":
-        for box in recognition.find_text(_hidden(statistics.least, masked)):
-            masked[box.top : box.bottom, box.left : box.right] = True
+        # What is static shows best where the tissue has moved away or blurs.
+        for summary in (statistics.least, np.asarray(statistics.mean.round(), np.uint8)):
+            (picture,) = _hidden([summary], masked)
+            for box in recognition.find_text(picture).lines:
+                masked[box.top : box.bottom, box.left : box.right] = True
     return _clean_cine(frames, grey, check, masked)
 
 
@@ -86,15 +91,15 @@ def to_grey(frames: Pixels) -> Pixels:
 def _clean_still(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.bool_]) -> Cleaned:
     around, why = _widened(masked), None
     writing: list[Box] = []
-    for picture in _different(frames, grey):
-        hidden = _hidden(picture, masked)
+    for hidden in _hidden(_different(frames, grey), masked):
         boxes = find_strokes(hidden, around)
         if boxes:
             why = why or Why.UNCERTAIN_STILL
         elif check == "ocr" and why is None:
             # Strokes already send it to a person; without any, text recognition always has a look of its own.
-            boxes = recognition.find_text(hidden)
-            why = Why.WRITING if boxes else None
+            found = recognition.find_text(hidden)
+            boxes = found.boxes
+            why = Why.WRITING if found.lines else Why.UNCERTAIN_STILL if found.large else None
         writing += boxes
     return Cleaned(_without(grey, masked), masked, why, tuple(sorted({*writing})))
 
@@ -111,20 +116,12 @@ def _different(frames: Pixels, grey: Pixels) -> list[Pixels]:
 
 
 def _clean_cine(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.bool_]) -> Cleaned:
-    """Look for writing that moves or comes and goes: strokes in every frame, text in some and in the most suspicious ones."""
+    """Look for writing that moves, comes and goes or is left: strokes in every frame and, without any, text in every frame."""
     around = _widened(masked)
-    pens = [pen_pixels(frame) & ~around for frame in frames]
-    drawn = [crowded(pen) for pen in pens]
-    writing = {box for boxes in drawn for box in boxes}
+    writing = {box for frame in frames for box in crowded(pen_pixels(frame) & ~around)}
     if check == "ocr" and not writing:
-        even = np.linspace(0, len(frames) - 1, _LOOKED_AT).round().astype(int).tolist()
-        suspects = np.argsort([-int(pen.sum()) for pen in pens], kind="stable")[:_SUSPECTS].tolist()
-        found = {index: recognition.find_text(_hidden(frames[index], masked)) for index in {*even, *suspects}}
-        several = sum(bool(boxes) for boxes in found.values()) > 1
-        for index, boxes in found.items():
-            writing |= {
-                box for box in boxes if several or int(box.of(pens[index].view(np.uint8)).sum()) >= _CONFIRMING_PENS
-            }
+        finds = (recognition.find_text(frame, quickly=True).boxes for frame in _hidden(frames, masked))
+        writing = {box for boxes in islice(filter(None, finds), _ENOUGH_FRAMES) for box in boxes}
     return Cleaned(_without(grey, masked), masked, Why.WRITING if writing else None, tuple(sorted(writing)))
 
 
@@ -138,13 +135,14 @@ def _widened(masked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(ndimage.binary_dilation(masked, iterations=2)) if masked.any() else masked
 
 
-def _hidden(picture: Pixels, masked: NDArray[np.bool_]) -> Pixels:
-    """Return the picture with what is masked filled in from around it: a hard black edge would itself look drawn."""
+def _hidden(pictures: Iterable[Pixels], masked: NDArray[np.bool_]) -> Iterator[Pixels]:
+    """Return pictures with what is masked filled in from around it: a hard black edge would itself look drawn."""
     if not masked.any():
-        return picture
+        yield from pictures
+        return
     nearest = ndimage.distance_transform_edt(masked, return_distances=False, return_indices=True)
-    filled = picture[tuple(nearest)]
-    sigma = (3, 3, 0)[: picture.ndim]
-    smooth = ndimage.gaussian_filter(filled.astype(np.float32), sigma)
-    choose = masked if picture.ndim == 2 else masked[..., None]
-    return np.asarray(np.where(choose, smooth, picture), np.uint8)
+    for picture in pictures:
+        sigma = (3, 3, 0)[: picture.ndim]
+        smooth = ndimage.gaussian_filter(picture[tuple(nearest)].astype(np.float32), sigma)
+        choose = masked if picture.ndim == 2 else masked[..., None]
+        yield np.asarray(np.where(choose, smooth, picture), np.uint8)

@@ -213,7 +213,7 @@ def _refuse_leftovers(state_folder: Path, patients: Collection[str], nobodys: Se
         more = ", ..." if len(left) > 5 else ""
         raise IngestError(
             f"Something of the patients is left in {', '.join(left[:5])}{more}.",
-            remedy="Remove those files, or what they hold of the patients, then forget again.",
+            remedy="Take out of those files what they hold of the patients, then forget again.",
         )
 
 

@@ -12,21 +12,21 @@ from echofed.client.ingest.outcomes import SetAsideError
 from echofed.client.ingest.pseudonyms import Pseudonyms, open_pseudonyms, read_merges
 from echofed.client.ingest.review.queue import all_cases, remove_case
 from echofed.client.ingest.settings import read_settings
-from echofed.client.ingest.sources.item import clear_spool
+from echofed.client.ingest.sources.item import HELD_FOLDER, clear_spool
 from echofed.client.ingest.training_set import QUALITY_JSON, QUALITY_PAGE
 
 
-def pseudonym_of(folder: Path, patient: str) -> str:
-    """Return the pseudonym of a patient under the site's key.
+def pseudonyms_of(folder: Path, patient: str) -> frozenset[str]:
+    """Return the pseudonyms of a patient under the site's key: those of all ids that the merges say are the same.
 
     Args:
         folder: of the ingest.
         patient: `id` or `id^^^issuer`, as for `pseudonyms.patient_identity`.
 
     Raises:
-        IngestError: the key or the table of merges cannot be read.
+        IngestError: the id is empty, or the key or the table of merges cannot be read.
     """
-    return _pseudonyms(folder).patient(patient)
+    return _pseudonyms(folder).all_of_patient(patient)
 
 
 def erase_from_ingest(folder: Path) -> Erase:
@@ -61,7 +61,8 @@ def _remove_received(folder: Path, patients: frozenset[str]) -> int:
     """Remove what the receiver was sent of patients; what cannot be read is set aside, and removed, by the next ingest."""
     pseudonyms = _pseudonyms(folder)
     removed = 0
-    for path in (folder / RECEIVED_FOLDER).glob("*.dcm"):
+    received = folder / RECEIVED_FOLDER
+    for path in (*received.glob("*.dcm"), *(received / HELD_FOLDER).glob("*.dcm")):
         try:
             patient = read_header(read_dataset(path), pseudonyms, "none", ()).patient
         except (SetAsideError, FileNotFoundError):

@@ -15,6 +15,7 @@ from pydicom import DataElement, Dataset
 from pydicom.datadict import keyword_for_tag
 from pydicom.tag import BaseTag
 
+from echofed.client.ingest.outcomes import SetAsideError, Why
 from echofed.client.ingest.pseudonyms import clean_id
 from echofed.client.ingest.spellings import date_spellings, name_spellings, parse_date
 
@@ -23,6 +24,8 @@ MAX_BINARY_BYTES = 2**20
 """Of one binary element that are looked through for text; pixels never are."""
 MAX_TEXT_CHARACTERS = 64
 """Of a line that are searched for: what copies a text copies its beginning."""
+MAX_TEXTS = 5000
+"""Of one header; an ordinary one has about fifty."""
 _MAX_LINES = 1000
 _SHORTEST_TEXT = 6
 _LONGEST_NUMBER = 8
@@ -64,6 +67,9 @@ def identifying_texts(dataset: Dataset) -> frozenset[str]:
 
     Args:
         dataset: as read; not changed.
+
+    Raises:
+        SetAsideError: there are more than 5000 (TOO_LARGE).
     """
     found: set[str] = set()
     with warnings.catch_warnings():
@@ -71,7 +77,10 @@ def identifying_texts(dataset: Dataset) -> frozenset[str]:
         for part in (getattr(dataset, "file_meta", None), dataset):
             if part is not None:
                 for tag, element in _elements(part):
-                    found.update(_of_bytes(element) if isinstance(element, bytes) else _of_element(tag, element))
+                    for text in _of_bytes(element) if isinstance(element, bytes) else _of_element(tag, element):
+                        found.add(text)
+                        if len(found) > MAX_TEXTS:
+                            raise SetAsideError(Why.TOO_LARGE)
         if (station := _station_named_after_model(dataset)) is not None:
             found.discard(station)
         found.update(_of_bytes(getattr(dataset, "preamble", None) or b""))

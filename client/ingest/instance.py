@@ -4,7 +4,6 @@ The file may be damaged or hostile and its decoders are C libraries, so whatever
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,29 +12,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydicom import Dataset
 
 from echofed.client.forgotten import NOBODY, Forgotten
 from echofed.client.ingest.cleaning import Cleaned, clean
 from echofed.client.ingest.dataset import check_ultrasound, read_dataset
-from echofed.client.ingest.decoding import decode_frames, frame_count
-from echofed.client.ingest.frame_choice import choose_frames
 from echofed.client.ingest.frame_store import PATIENT, SPACING, spacing_text, sync_frames, write_frame
 from echofed.client.ingest.geometry import Box, Layout, Region
 from echofed.client.ingest.header import Header, identifying_texts, read_header
 from echofed.client.ingest.journal import Entry, open_journal
 from echofed.client.ingest.kept_dicom import deidentified_copy
-from echofed.client.ingest.labels import LabelRow
+from echofed.client.ingest.labels import LabelRow, configured_labels
 from echofed.client.ingest.leaks import Search
 from echofed.client.ingest.outcomes import OF_THE_FILE, SetAsideError, Verdict, Why, verdict_of
+from echofed.client.ingest.picked_frames import Picked, pick_frames
 from echofed.client.ingest.pseudonyms import Pseudonyms
 from echofed.client.ingest.quality import is_frozen, measure_frame
 from echofed.client.ingest.regions import find_layout
 from echofed.client.ingest.report_labels import is_report, report_rows
 from echofed.client.ingest.review.case import MAX_BOXES, Case
 from echofed.client.ingest.review.queue import put_case
-from echofed.client.ingest.settings import FrameRule, IngestSettings
+from echofed.client.ingest.settings import IngestSettings
 from echofed.client.ingest.templates import layout_key, read_template
 from echofed.protocol.durable import replace_file
 from echofed.protocol.membership import iso_time
@@ -45,9 +42,6 @@ TEMPLATES_FOLDER = "templates"
 DICOM_FOLDER = "dicom"
 SPOOL_FOLDER = "spool"
 RECEIVED_FOLDER = "received"
-_FRAMES_COMPARED = 16
-"""Frames of a clip that are looked at, besides those kept, to tell what does not move."""
-_THUMBNAIL_PX = 32
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class Read:
         entry: for the journal, None if the file is no instance that can be named.
         why: the reason against it, None if it is accepted.
         said: what a structured report says of exams, in pseudonyms.
-        texts: every identifying text of its header, for the search at the end; never stored.
+        texts: every identifying text of its header but labels in ingest.yaml, for the search at the end; never stored.
     """
 
     entry: Entry | None
@@ -94,20 +88,6 @@ class Frame:
     region: int
     number: int
     spacing_mm: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class _Picked:
-    """Frames of an instance that were decoded: those that are kept, and some more to tell what moves."""
-
-    frames: list[NDArray[np.uint8]]
-    numbers: list[int]
-    kept: tuple[int, ...]
-
-    @property
-    def places(self) -> list[int]:
-        """Where the frames that are kept are among those decoded."""
-        return [self.numbers.index(number) for number in self.kept]
 
 
 def read_instance(path: Path, reading: Reading) -> Read:
@@ -127,22 +107,25 @@ def read_instance(path: Path, reading: Reading) -> Read:
     entry, texts = None, frozenset[str]()
     try:
         dataset = read_dataset(path)
-        texts = identifying_texts(dataset)
+        own = identifying_texts(dataset)
+        # A label the hospital wrote into ingest.yaml may well stand in a header; where it is stored it is no leak.
+        labels = configured_labels(reading.settings.labels)
+        texts = frozenset(text for text in own if text.casefold() not in labels)
         if is_report(dataset):
             rows = report_rows(dataset, reading.settings.labels.reports)
             said = label_rows(rows, reading.pseudonyms)
             _refuse_forgotten(reading, [row.patient for row in said])
             return Read(None, Why.REPORT, said, texts)
         check_ultrasound(dataset)
-        header = read_header(dataset, reading.pseudonyms, reading.settings.ages, texts)
+        header = read_header(dataset, reading.pseudonyms, reading.settings.ages, own)
         _refuse_forgotten(reading, [header.patient])
         with open_journal(reading.folder) as journal:
             known = journal.find(header.instance)
         if known is not None and known.why not in OF_THE_FILE:
             return Read(known, known.why, (), texts)
-        search = Search(texts)
+        search = Search(own)
         refuse_leaks(search, dataclasses.asdict(header))
-        entry = _entry(header)
+        entry = entry_of(header)
         return _read_pixels(path, dataset, entry, header, reading, texts, search)
     except SetAsideError as error:
         if entry is not None:
@@ -204,7 +187,9 @@ def refuse_leaks(search: Search, facts: Mapping[str, Any], frames: Iterable[Fram
     Raises:
         SetAsideError: one is in it (IDENTIFIER_LEFT).
     """
-    text = json.dumps(facts, ensure_ascii=False, default=str).encode()
+    # Their values alone: what the facts are called, None and True are EchoFed's words, and patients are called so, too.
+    values = [str(value) for value in facts.values() if value is not None and not isinstance(value, bool)]
+    text = "\n".join(values).encode()
     found = any(True for _ in search.find(text))
     if found or any(True for frame in frames for _ in search.find(frame.pixels.tobytes(), "pixels")):
         raise SetAsideError(Why.IDENTIFIER_LEFT)
@@ -256,7 +241,7 @@ def _read_pixels(
     texts: frozenset[str],
     search: Search,
 ) -> Read:
-    picked = _pick_frames(dataset, reading.settings.frames)
+    picked = pick_frames(dataset, reading.settings.frames)
     layout, why = _find_layout(dataset, picked)
     shown, key = around(layout.tissue), layout_key(header, layout)
     template = read_template(reading.folder / TEMPLATES_FOLDER, key)
@@ -265,7 +250,7 @@ def _read_pixels(
     why = why or next((one.why for one in cleaned if one.why is not None), None)
     if why is not None:
         entry = dataclasses.replace(
-            entry, verdict=verdict_of(why), why=why, facts=entry.facts | _places(layout, picked)
+            entry, verdict=verdict_of(why), why=why, facts=entry.facts | case_facts(layout, picked)
         )
         if entry.verdict is Verdict.REVIEW:
             raw = path if reading.settings.keep_dicom else None
@@ -288,26 +273,7 @@ def _read_pixels(
     return Read(entry, None, (), texts)
 
 
-def _pick_frames(dataset: Dataset, rule: FrameRule) -> _Picked:
-    count = frame_count(dataset)
-    thumbnails = {}
-    if rule.rule == "different" and count > 1:
-        thumbnails = {number: _thumbnail(frame) for number, frame in enumerate(decode_frames(dataset))}
-    kept = choose_frames(count, rule.rule, rule.step, rule.most, thumbnails.__getitem__ if thumbnails else None)
-    compared = np.linspace(0, count - 1, min(count, _FRAMES_COMPARED)).round().astype(int).tolist()
-    numbers = sorted({*kept, *compared})
-    frames = list(decode_frames(dataset, numbers))
-    if max(float(frame.max()) for frame in frames) == 0:
-        raise SetAsideError(Why.EMPTY)
-    return _Picked(frames, numbers, tuple(kept))
-
-
-def _thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    grey = Image.fromarray(frame).convert("L")
-    return np.asarray(grey.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BILINEAR))
-
-
-def _find_layout(dataset: Dataset, picked: _Picked) -> tuple[Layout, Why | None]:
+def _find_layout(dataset: Dataset, picked: Picked) -> tuple[Layout, Why | None]:
     """Return how the frame is divided; if nobody can say, all of it, for a person to see."""
     try:
         return find_layout(dataset, picked.frames), None
@@ -319,7 +285,7 @@ def _find_layout(dataset: Dataset, picked: _Picked) -> tuple[Layout, Why | None]
 
 
 def _clean(
-    picked: _Picked, box: Box, shown: Box, template: NDArray[np.bool_] | None, settings: IngestSettings
+    picked: Picked, box: Box, shown: Box, template: NDArray[np.bool_] | None, settings: IngestSettings
 ) -> Cleaned:
     mask = None
     if template is not None:
@@ -352,7 +318,7 @@ def _case(entry: Entry, layout: Layout, key: str, cleaned: list[Cleaned]) -> Cas
     )
 
 
-def _canvas(layout: Layout, cleaned: list[Cleaned], picked: _Picked) -> NDArray[np.uint8]:
+def _canvas(layout: Layout, cleaned: list[Cleaned], picked: Picked) -> NDArray[np.uint8]:
     """Return what a person is shown, uint8 [frames, height, width]: the regions in their places, black between them."""
     shown = around(layout.tissue)
     canvas = np.zeros((len(picked.kept), shown.height, shown.width), np.uint8)
@@ -362,7 +328,7 @@ def _canvas(layout: Layout, cleaned: list[Cleaned], picked: _Picked) -> NDArray[
     return canvas
 
 
-def _places(layout: Layout, picked: _Picked) -> dict[str, Any]:
+def case_facts(layout: Layout, picked: Picked) -> dict[str, Any]:
     """Return what is needed to store the frames of an instance once a person has accepted it."""
     shown = around(layout.tissue)
     return {
@@ -380,7 +346,8 @@ def _places(layout: Layout, picked: _Picked) -> dict[str, Any]:
     }
 
 
-def _entry(header: Header) -> Entry:
+def entry_of(header: Header) -> Entry:
+    """Return the entry of an instance of which nothing is known but its header."""
     known = ("patient", "exam", "instance", "accession", "person", "birth")
     facts = {name: value for name, value in dataclasses.asdict(header).items() if name not in known}
     return Entry(

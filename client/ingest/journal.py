@@ -9,7 +9,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from echofed.client.ingest.labels import LabelRow
 from echofed.client.ingest.outcomes import Verdict, Why, verdict_of
 
 JOURNAL_FILE = "journal.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_SECONDS = 60.0
 
 _TABLES = """
@@ -31,6 +31,7 @@ CREATE INDEX instances_by_patient ON instances (patient);
 CREATE TABLE items (item TEXT PRIMARY KEY, instance TEXT NOT NULL, why TEXT);
 CREATE TABLE said (exam TEXT NOT NULL, accession TEXT NOT NULL, patient TEXT NOT NULL, label TEXT NOT NULL,
     PRIMARY KEY (exam, accession, patient, label));
+CREATE TABLE merges (second TEXT PRIMARY KEY, first TEXT NOT NULL);
 """
 
 
@@ -102,6 +103,43 @@ class Journal:
         with self._database:
             self._database.execute("INSERT OR REPLACE INTO items VALUES (?, '', ?)", (item, why))
 
+    def take_anew(self, reasons: Iterable[Why]) -> dict[str, str]:
+        """Have items with some reasons not be known any more, nor the instances that are quarantined for one.
+
+        Returns:
+            Items whose instance waits for a person, and stays for as long as no copy comes: instance by item; `drop` it then.
+        """
+        whys = tuple(sorted(reasons))
+        among = f"({', '.join('?' * len(whys))})"
+        of_items = f"instance IN (SELECT instance FROM instances WHERE why IN {among}"  # noqa: S608
+        with self._database:
+            rows = self._database.execute(
+                f"SELECT item, instance FROM items WHERE {of_items} AND verdict = ?)",  # noqa: S608
+                (*whys, Verdict.REVIEW),
+            ).fetchall()
+            self._database.execute(f"DELETE FROM items WHERE {of_items})", whys)  # noqa: S608
+            self._database.execute(f"DELETE FROM items WHERE why IN {among}", whys)  # noqa: S608
+            self._database.execute(
+                f"DELETE FROM instances WHERE why IN {among} AND verdict = ?",  # noqa: S608
+                (*whys, Verdict.QUARANTINED),
+            )
+        return dict(rows)
+
+    def drop(self, instance: str) -> None:
+        """Forget one instance, which is about to be read anew."""
+        with self._database:
+            self._database.execute("DELETE FROM instances WHERE instance = ?", (instance,))
+
+    def merges(self) -> dict[str, str]:
+        """Return the merges of the last ingest: pseudonym of a second id -> that of the id it is the same as."""
+        return dict(self._database.execute("SELECT second, first FROM merges"))
+
+    def record_merges(self, merges: Mapping[str, str]) -> None:
+        """Keep the merges of this ingest, in pseudonyms."""
+        with self._database:
+            self._database.execute("DELETE FROM merges")
+            self._database.executemany("INSERT INTO merges VALUES (?, ?)", sorted(merges.items()))
+
     def record_said(self, rows: Iterable[LabelRow]) -> None:
         """Keep what structured reports say of exams, in pseudonyms."""
         values = [(row.exam, row.accession, row.patient, row.label) for row in rows]
@@ -172,6 +210,7 @@ class Journal:
             )
             self._database.execute("DELETE FROM instances WHERE patient = ?", (patient,))
             self._database.execute("DELETE FROM said WHERE patient = ?", (patient,))
+            self._database.execute("DELETE FROM merges WHERE ? IN (second, first)", (patient,))
         self._database.execute("VACUUM")
 
 

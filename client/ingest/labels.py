@@ -9,15 +9,34 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from echofed.client.ingest.errors import IngestError
 from echofed.protocol.document import Document
 
 MAX_TABLE_BYTES = 512 * 2**20
+MAX_LABEL_CHARACTERS = 64
+_LABEL_SIGNS = frozenset(" _-+.,()/")
+_LABEL_RULE = (
+    f"at most {MAX_LABEL_CHARACTERS} letters, digits, spaces and _ - + . , ( ) /, and does not begin with + or -"
+)
 
+
+def is_label(text: str) -> bool:
+    """Return whether a text can be a label: no spreadsheet takes it for a formula, no page for markup; also if it is empty."""
+    is_plain = all(sign in _LABEL_SIGNS or unicodedata.category(sign)[0] in "LMN" for sign in text)
+    return is_plain and len(text) <= MAX_LABEL_CHARACTERS and text.lstrip()[:1] not in ("+", "-")
+
+
+def _check_label(text: str) -> str:
+    if not is_label(text):
+        raise ValueError(f"a label has {_LABEL_RULE}")
+    return text
+
+
+Label = Annotated[str, AfterValidator(_check_label)]
 Verdict = Literal["labelled", "no label", "contradiction"]
 
 
@@ -29,21 +48,23 @@ class LabelTable(Document):
     exam: str | None = Field(default=None, description="column of the study instance UID.")
     accession: str | None = Field(default=None, description="column of the accession number.")
     patient: str | None = Field(default=None, description="column of the patient id.")
-    labels: dict[str, str] = Field(default_factory=dict, description="text in the table: label; empty: as written.")
+    labels: dict[str, Label] = Field(default_factory=dict, description="text in the table: label; empty: as written.")
 
 
 class ReportRule(Document):
     """What one item of a structured report says."""
 
     concept: str = Field(min_length=1, description="code or meaning of the item's concept name.")
-    labels: dict[str, str] = Field(min_length=1, description="code, meaning or whole text of the item's value: label.")
+    labels: dict[str, Label] = Field(
+        min_length=1, description="code, meaning or whole text of the item's value: label."
+    )
 
 
 class FolderRule(Document):
     """A folder's name says the label of all below it."""
 
     level: int = Field(default=1, ge=1, le=32, description="1: the folder a file lies in; 2: the one above it.")
-    labels: dict[str, str] = Field(default_factory=dict, description="folder's name: label; empty: as named.")
+    labels: dict[str, Label] = Field(default_factory=dict, description="folder's name: label; empty: as named.")
 
 
 class LabelSettings(Document):
@@ -205,10 +226,18 @@ def read_labels(settings: LabelSettings, folder: Path) -> Labels:
         folder: what relative paths start from.
 
     Raises:
-        IngestError: a table cannot be read, is not UTF-8 or CSV, or lacks a column.
+        IngestError: a table cannot be read, is not UTF-8 or CSV, lacks a column, or has what is no label; nothing that
+            stands in its cells is told.
     """
     rows = [row for table in settings.tables for row in _table_rows(table, folder / table.file)]
     return Labels(tuple(rows), settings.folder)
+
+
+def configured_labels(settings: LabelSettings) -> frozenset[str]:
+    """Return the labels that the settings themselves name, without regard to case."""
+    mappings = [table.labels for table in settings.tables] + [rule.labels for rule in settings.reports]
+    mappings += [settings.folder.labels] if settings.folder else []
+    return frozenset(clean(label).casefold() for labels in mappings for label in labels.values())
 
 
 def clean(text: object) -> str:
@@ -236,7 +265,8 @@ def _differ(row: LabelRow, asked: LabelRow) -> bool:
 
 def _folder_label(source_path: str, rule: FolderRule) -> str:
     parts = PurePosixPath(source_path.replace("\\", "/")).parts
-    return mapped(clean(parts[-1 - rule.level]), rule.labels) if len(parts) > rule.level else ""
+    label = mapped(clean(parts[-1 - rule.level]), rule.labels) if len(parts) > rule.level else ""
+    return label if is_label(label) else ""
 
 
 def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
@@ -250,12 +280,14 @@ def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
         header = [clean(text) for text in next(reader)]
         wanted = [table.label, *(key for key in keys if key)]
         if missing := [name for name in wanted if header.count(name) != 1]:
+            # If the first line is no header, what stands in it is a patient's.
             raise IngestError(
-                f"{path.name} has not exactly one column {', '.join(missing)}; it has {', '.join(header[:30])}."
+                f"{path.name} has {len(header)} columns, but not exactly one called {' and one called '.join(missing)}.",
+                remedy="Give the table a first line with the names that ingest.yaml gives the columns, or correct those.",
             )
         places = [header.index(key) if key else None for key in keys]
         return [
-            _row(texts, header.index(table.label), places, table.labels)
+            _row(texts, header.index(table.label), places, table.labels, f"{path.name}, line {reader.line_num}")
             for texts in reader
             if any(text.strip() for text in texts)
         ]
@@ -263,13 +295,20 @@ def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
         raise IngestError(f"{path.name}, line {reader.line_num}: {error}.", remedy="Correct that line.") from error
 
 
-def _row(texts: list[str], label: int, places: list[int | None], labels: Mapping[str, str]) -> LabelRow:
+def _row(texts: list[str], label: int, places: list[int | None], labels: Mapping[str, str], where: str) -> LabelRow:
     values = [clean(text) for text in texts]
 
     def at(place: int | None) -> str:
         return values[place] if place is not None and place < len(values) else ""
 
-    return LabelRow(mapped(at(label), labels), *(at(place) for place in places))
+    row = LabelRow(mapped(at(label), labels), *(at(place) for place in places))
+    if not is_label(row.label):
+        raise IngestError(
+            f"{where}: what stands in the column of labels cannot be one.",
+            remedy=f"A label has {_LABEL_RULE}. Correct it, or write into ingest.yaml, under labels of the table, which label it "
+            "stands for.",
+        )
+    return row
 
 
 def _lines(path: Path) -> list[str]:

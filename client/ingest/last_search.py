@@ -4,24 +4,29 @@ Each instance was searched for its own texts before it was stored (`instance.ref
 killed; here all are searched for those of all others, and so are the index and the reports.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from echofed.client.ingest.decisions import remove_frames
 from echofed.client.ingest.errors import LeakError
 from echofed.client.ingest.forget import INDEX_FILE
-from echofed.client.ingest.frame_store import FRAMES_FOLDER
-from echofed.client.ingest.instance import DICOM_FOLDER, RECEIVED_FOLDER, REVIEW_FOLDER, SPOOL_FOLDER
-from echofed.client.ingest.journal import Entry, Journal
-from echofed.client.ingest.leaks import Search, find_leaks
+from echofed.client.ingest.instance import DICOM_FOLDER, TEMPLATES_FOLDER
+from echofed.client.ingest.journal import JOURNAL_FILE, Entry, Journal
+from echofed.client.ingest.leaks import Leak, Search, find_leaks
+from echofed.client.ingest.neutral_set import own_texts
 from echofed.client.ingest.outcomes import Verdict, Why
-from echofed.client.ingest.pseudonyms import KEY_FILE
-from echofed.client.ingest.settings import FILE_NAME
+from echofed.client.ingest.training_set import QUALITY_JSON, QUALITY_PAGE
+from echofed.protocol.durable import replace_file
 
 WITHHELD_FILE = "WITHHELD"
-_UNSEARCHED = (FRAMES_FOLDER, DICOM_FOLDER, SPOOL_FOLDER, RECEIVED_FOLDER, REVIEW_FOLDER, KEY_FILE, FILE_NAME)
-"""Raw files, and images that wait for a person, may hold names: nobody but that person is to see them. `ingest.yaml` is the
-hospital's own. Of frames and copies only what this ingest stored is searched."""
+_SHARED = (INDEX_FILE, QUALITY_PAGE, QUALITY_JSON, JOURNAL_FILE, TEMPLATES_FOLDER)
+"""What an ingest writes of all instances together. Whatever else lies in its folder is the hospital's own (`ingest.yaml`, tables,
+keys), or raw files and images that wait for a person, which may hold names."""
+_REMEDY = (
+    "Most often it is a label that equals a text of some header, such as its study description. If it names nobody, write it "
+    "into ingest.yaml as a label of the table or rule it comes from; if it does, correct it where it comes from. Then delete {} "
+    "and ingest again. If it is no label, report it to whoever maintains EchoFed."
+)
 
 
 def check_not_withheld(folder: Path) -> None:
@@ -29,7 +34,7 @@ def check_not_withheld(folder: Path) -> None:
     if (folder / WITHHELD_FILE).exists():
         raise LeakError(
             f"An earlier ingest found a text that may identify a patient: see {folder / WITHHELD_FILE}.",
-            f"Correct what it names, delete {folder / WITHHELD_FILE}, then ingest again.",
+            _REMEDY.format(folder / WITHHELD_FILE),
         )
 
 
@@ -46,7 +51,7 @@ def search_stored(folder: Path, journal: Journal, stored: Iterable[Entry], texts
         LeakError: a file cannot be read.
     """
     owners = {path: entry for entry in stored for path in _files_of(folder, entry) if path.exists()}
-    leaky = {owners[leak.path].instance for leak in find_leaks(owners, Search(texts))} if owners and texts else set()
+    leaky = {owners[leak.path].instance for leak in _leaks(owners, texts)}
     for instance in sorted(leaky):
         entry = journal.find(instance)
         if entry is not None and entry.verdict is Verdict.ACCEPTED:
@@ -57,7 +62,7 @@ def search_stored(folder: Path, journal: Journal, stored: Iterable[Entry], texts
 
 
 def search_shared(folder: Path, texts: set[str]) -> None:
-    """Search the journal, the index, the reports and whatever else lies in the ingest's folder.
+    """Search what the ingest writes of all instances together: journal, index, reports and masks.
 
     Args:
         folder: of the ingest.
@@ -66,18 +71,27 @@ def search_shared(folder: Path, texts: set[str]) -> None:
     Raises:
         LeakError: a text was found, and the index is gone: nothing can be registered until a person has seen to it.
     """
-    paths = [path for path in folder.iterdir() if path.name not in _UNSEARCHED and not path.name.startswith(".")]
-    leaks = find_leaks(paths, Search(texts)) if texts else []
+    leaks = _leaks([path for name in _SHARED if (path := folder / name).exists()], texts)
     if not leaks:
         return
     names = ", ".join(sorted({leak.path.name for leak in leaks})[:5])
-    (folder / WITHHELD_FILE).write_text(f"A text that may identify a patient was found in {names}.\n")
+    said = f"A text that may identify a patient was found in {names}.\n"
+    replace_file(folder / WITHHELD_FILE, said.encode(), mode=0o600)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     raise LeakError(
         f"A text that may identify a patient was found in {names}; the index is withheld.",
-        f"Correct what puts it there (such as a table of labels), delete {folder / WITHHELD_FILE}, then ingest again;"
-        " or report it to whoever maintains EchoFed.",
+        _REMEDY.format(folder / WITHHELD_FILE),
     )
+
+
+def _leaks(paths: Collection[Path], texts: set[str]) -> list[Leak]:
+    """Return what is found in files, but for what EchoFed writes into such a file whoever the patients are."""
+    if not texts or not paths:
+        return []
+    search = Search(texts)
+    found = find_leaks(paths, search)
+    own = own_texts(search) if found else set()
+    return [leak for leak in found if (leak.path.suffix, leak.text) not in own]
 
 
 def _files_of(folder: Path, entry: Entry) -> list[Path]:

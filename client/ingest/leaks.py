@@ -23,7 +23,9 @@ import sqlite3
 import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,9 @@ OWN_WORDS = own_words() | frozenset(
 
 _GRAM = 4
 _TABLE_BITS = (16, 22)
-"""Of the table of words that may begin a pattern: at most one in 64 is taken, and one instance's texts need no large one."""
+"""Of the table of words that may begin a pattern, the least and the most: one instance's texts need no large one."""
+_TEXTS_KEPT = 2**13
+"""Whose spellings are remembered: most texts of an instance are those of the one before it."""
 _FOREIGN = np.uint32(0x02020202)
 _MULTIPLIER = np.uint32(0x9E3779B1)
 _ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be")
@@ -104,11 +108,12 @@ class _Pattern:
     encoding: str
     is_number: bool
     is_word: bool
+    stands_out: bool
 
     @property
     def step(self) -> int:
         """Bytes from one character to the next."""
-        return 2 if self.encoding.startswith("utf-16") else 1
+        return _step(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Search:
         self.left_out = len(cleaned) - len(kept)
         patterns = {content: pattern for text in sorted(kept) for content, pattern in _spelt(text)}
         self._anywhere = _index(patterns, stride=1)
-        in_pixels = {content: pattern for content, pattern in patterns.items() if _stands_out(content, pattern)}
+        in_pixels = {content: pattern for content, pattern in patterns.items() if pattern.stands_out}
         self._in_pixels = _index(in_pixels, stride=_GRAM)
 
     def find(
@@ -236,35 +241,44 @@ def _can_be_searched(text: str) -> bool:
     return sum(3 if letter >= "\u2e80" else 1 for letter in text) >= SHORTEST_TEXT
 
 
-def _spelt(text: str) -> Iterator[tuple[bytes, _Pattern]]:
+@lru_cache(maxsize=_TEXTS_KEPT)
+def _spelt(text: str) -> tuple[tuple[bytes, _Pattern], ...]:
     """The bytes a text can be stored as, ASCII letters in lower case."""
     is_number = text.isdigit()
     is_word = is_number or len(text) < (HEXADECIMAL_WORD_BELOW if _HEXADECIMAL.issuperset(text) else WORD_BELOW)
+    spelt = ((content.translate(_LOWER), encoding) for content, encoding in _encoded(text))
+    return tuple(
+        (content, _Pattern(text, encoding, is_number, is_word, _stands_out(content, encoding)))
+        for content, encoding in spelt
+        if len(content) >= _GRAM
+    )
+
+
+def _encoded(text: str) -> Iterator[tuple[bytes, str]]:
     if text.isascii():
         for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
-            yield text.encode(encoding).translate(_LOWER), _Pattern(text, encoding, is_number, is_word)
+            yield text.encode(encoding), encoding
         return
     spellings = {
         cased for spelt in letter_spellings(text) for cased in (spelt, spelt.lower(), spelt.upper(), spelt.title())
     }
     for spelt in sorted(filter(_can_be_searched, spellings)):
         for encoding in _ENCODINGS if max(spelt) <= "\xff" else (*_ENCODINGS, *_OLDER_ENCODINGS):
-            try:
-                content = spelt.encode(encoding).translate(_LOWER)
-            except UnicodeEncodeError:
-                continue
-            if len(content) >= _GRAM:
-                yield content, _Pattern(text, encoding, is_number, is_word)
+            with suppress(UnicodeEncodeError):
+                yield spelt.encode(encoding), encoding
         if not spelt.isascii():
-            escaped = spelt.encode("ascii", "backslashreplace").replace(b"\\x", b"\\u00")
-            yield escaped.translate(_LOWER), _Pattern(text, "JSON", is_number, is_word)
+            yield spelt.encode("ascii", "backslashreplace").replace(b"\\x", b"\\u00"), "JSON"
 
 
-def _stands_out(content: bytes, pattern: _Pattern) -> bool:
+def _step(encoding: str) -> int:
+    return 2 if encoding.startswith("utf-16") else 1
+
+
+def _stands_out(content: bytes, encoding: str) -> bool:
     """Whether pixels cannot hold a text by chance."""
     different = set(content)
     shortest = 2 * PIXEL_BYTES if different.isdisjoint(_LETTERS) else PIXEL_BYTES
-    return len(content) >= shortest * pattern.step and len(different) >= PIXEL_DIFFERENT_BYTES
+    return len(content) >= shortest * _step(encoding) and len(different) >= PIXEL_DIFFERENT_BYTES
 
 
 def _index(patterns: dict[bytes, _Pattern], stride: int) -> _Index:

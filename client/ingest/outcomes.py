@@ -60,6 +60,13 @@ OF_THE_FILE = frozenset(
     }
 )  # fmt: skip
 """Reasons that another copy of the same instance may not have: a file cut off on its way is sent again whole."""
+PASSING = frozenset(
+    {
+        Why.TIMED_OUT, Why.WORKER_DIED, Why.TOO_LARGE, Why.TRANSFER_SYNTAX, Why.WRONG_PATIENT, Why.TWO_PATIENTS,
+        Why.NO_TEXT_CHECK,
+    }
+)  # fmt: skip
+"""Reasons that may be gone once the PACS was corrected, a package installed or a limit raised."""
 
 
 def verdict_of(why: Why | None) -> Verdict:

@@ -57,6 +57,18 @@ class Pseudonyms:
         """
         return self._code("patient", self._merged(identity))
 
+    def all_of_patient(self, identity: str) -> frozenset[str]:
+        """Return every pseudonym a patient may have been given: that of the id, and of each id it is or was merged with.
+
+        Raises:
+            IngestError: the id is empty.
+        """
+        if not clean_id(identity).split("^^^")[0].strip():
+            raise IngestError("No patient was named.", "Name the patient by the id the hospital uses.")
+        first = self._merged(identity)
+        group = {clean_id(identity), first, *(second for second, other in self.merges.items() if other == first)}
+        return frozenset(self._code("patient", one) for one in group)
+
     def exam(self, study_uid: str) -> str:
         """Return an exam's pseudonym, from its StudyInstanceUID."""
         return self._code("exam", clean_id(study_uid))

@@ -35,6 +35,7 @@ COLUMNS = (
     "transducer",
     "pixel_spacing_mm",
 )
+_MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrainingSet:
 
 
 def write_training_set(reading: Reading, journal: Journal) -> TrainingSet:
-    """Write `index.csv`, `quality.html` and `quality.json` from what the journal holds, each replaced whole.
+    """Write `index.csv`, `quality.html` and `quality.json` from what the journal holds, each replaced whole, for its owner alone.
 
     Patients under whose id two people seem to lie are quarantined, with what was accepted of them before.
 
@@ -68,12 +69,12 @@ def write_training_set(reading: Reading, journal: Journal) -> TrainingSet:
     accepted = list(journal.entries(Verdict.ACCEPTED))
     labels, found = _labels(reading, journal, accepted)
     of_exam = agreed_labels(found)
-    replace_file(reading.folder / INDEX_FILE, _index(accepted, of_exam).encode())
+    replace_file(reading.folder / INDEX_FILE, _index(accepted, of_exam).encode(), _MODE)
     counts = {why: count for (verdict, why), count in journal.counts().items() if verdict is not Verdict.ACCEPTED}
     frames = [fact for entry in accepted for fact in _facts(entry, of_exam.get(entry.exam, ""))]
     report = quality_report(frames, counts, count_labels(labels, found), reading.folder)
-    replace_file(reading.folder / QUALITY_PAGE, quality_page(report).encode())
-    replace_file(reading.folder / QUALITY_JSON, canonical_json(report.to_json()) + b"\n")
+    replace_file(reading.folder / QUALITY_PAGE, quality_page(report).encode(), _MODE)
+    replace_file(reading.folder / QUALITY_JSON, canonical_json(report.to_json()) + b"\n", _MODE)
     return TrainingSet(report.patients, report.exams, report.frames, report)
 
 

@@ -18,9 +18,13 @@ from os import environ
 from pathlib import Path
 from threading import Lock
 
+from echofed.client.ingest.arrival_check import check_arrival
+from echofed.client.ingest.dataset import read_dataset
 from echofed.client.ingest.errors import IngestError
 from echofed.client.ingest.instance import Read, Reading, read_instance
-from echofed.client.ingest.outcomes import Why
+from echofed.client.ingest.outcomes import SetAsideError, Why
+from echofed.client.ingest.sources.filters import Selection
+from echofed.client.ingest.sources.item import Fetched
 from echofed.protocol.errors import EchoFedError
 
 LOG = logging.getLogger(__name__)
@@ -38,15 +42,15 @@ Answer = Read | EchoFedError | OSError | MemoryError | None
 class ReadingProcesses:
     """Processes that read instances; made by `reading_processes`."""
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
+    def __init__(self, reading: Reading, selection: Selection) -> None:
+        self._reading, self._selection = reading, selection
         self._threads = ThreadPoolExecutor(reading.settings.processes, "reading", _leave_interrupts_to_others)
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._lock, self._alive, self._stopped = Lock(), set[_Process](), False
 
-    def begin(self, path: Path, seconds: float) -> Future[Read]:
+    def begin(self, fetched: Fetched, seconds: float) -> Future[Read]:
         """Have one instance read; what comes of it raises FrameStoreError or OSError if the disk is full or cannot be written."""
-        return self._threads.submit(self._read, path, seconds)
+        return self._threads.submit(self._read, fetched, seconds)
 
     def stop(self) -> None:
         """End all processes at once, whatever they are doing."""
@@ -58,9 +62,9 @@ class ReadingProcesses:
         for process in self._alive:
             process.close()
 
-    def _read(self, path: Path, seconds: float) -> Read:
+    def _read(self, fetched: Fetched, seconds: float) -> Read:
         process = self._take()
-        read = process.read(path, seconds)
+        read = process.read(fetched, seconds)
         if process.is_worn:
             self._let_go(process)
         else:
@@ -81,7 +85,7 @@ class ReadingProcesses:
             with self._lock:
                 if self._stopped:
                     break
-                process = _Process(self._reading)
+                process = _Process(self._reading, self._selection)
                 self._alive.add(process)
             if process.is_ready():
                 return process
@@ -100,10 +104,11 @@ class ReadingProcesses:
 class _Process:
     """One process and our end of its pipe."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, selection: Selection) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, reading), name="echofed-reading", daemon=True)
+        what = (theirs, reading, selection)
+        self._process = context.Process(target=_serve, args=what, name="echofed-reading", daemon=True)
         self._process.start()
         theirs.close()
         self._read_count = 0
@@ -113,11 +118,11 @@ class _Process:
         """Wait until it can read; return whether it can, or has ended instead."""
         return self._answer(_START_SECONDS) is None
 
-    def read(self, path: Path, seconds: float) -> Read | EchoFedError | OSError:
+    def read(self, fetched: Fetched, seconds: float) -> Read | EchoFedError | OSError:
         """Return what came of one instance."""
         self._read_count += 1
         with suppress(OSError):  # it has ended: so the answer says
-            self._pipe.send(path)
+            self._pipe.send(fetched)
         answer = self._answer(seconds)
         self.is_worn = self._read_count >= _INSTANCES_PER_PROCESS
         if isinstance(answer, MemoryError):
@@ -154,18 +159,19 @@ class _Process:
 
 
 @contextmanager
-def reading_processes(reading: Reading) -> Iterator[ReadingProcesses]:
+def reading_processes(reading: Reading, selection: Selection) -> Iterator[ReadingProcesses]:
     """Give processes that read instances, each with one thread and bounded memory; they end with the block.
 
     Args:
         reading: what is the same for all instances; its settings say how many processes and how much memory.
+        selection: which instances are wanted.
     """
     # Libraries read this when they are loaded: the processes share the cores already.
     before = environ.get("OMP_NUM_THREADS")
     environ["OMP_NUM_THREADS"] = "1"
     # Started by one of our threads it would have that thread take interrupts again.
     resource_tracker.ensure_running()
-    processes = ReadingProcesses(reading)
+    processes = ReadingProcesses(reading, selection)
     try:
         yield processes
     finally:
@@ -181,21 +187,32 @@ def _leave_interrupts_to_others() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _serve(pipe: Connection, reading: Reading) -> None:
+def _serve(pipe: Connection, reading: Reading, selection: Selection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE_BYTES
     most = in_use + reading.settings.memory_mb_per_worker * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    leave_no_core()
     # The ingest's process may end at any time, and with it the pipe.
     with suppress(EOFError, OSError):
         pipe.send(None)
         while True:
-            pipe.send(_read(pipe.recv(), reading))
+            pipe.send(_read(pipe.recv(), reading, selection))
 
 
-def _read(path: Path, reading: Reading) -> Answer:
+def leave_no_core() -> None:
+    """Have a crash of this process, and of those it starts, leave no core file: it would hold patients' names and images."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _read(fetched: Fetched, reading: Reading, selection: Selection) -> Answer:
     try:
-        return read_instance(path, reading)
+        if fetched.study:
+            selection.add_found(fetched.study)
+        check_arrival(read_dataset(fetched.path), selection, fetched.expected_patient)
+        return read_instance(fetched.path, reading)
+    except SetAsideError as error:
+        return Read(None, error.why)
     except MemoryError:
         return MemoryError()
     except (EchoFedError, OSError) as error:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pynetdicom import AE
 
+from echofed.client.forgotten import read_forgotten
 from echofed.client.ingest.frame_store import frame_files
 from echofed.client.ingest.journal import JOURNAL_FILE, open_journal
 from echofed.client.ingest.outcomes import Verdict, Why
@@ -166,6 +167,59 @@ def test_what_a_scanner_sends_is_ingested_and_a_forgotten_patient_leaves_no_trac
     assert len(cases(folder / "review")) > 0
     echofed("site", "register", folder, "--state", state)
     _forget(hospital, state, images)
+
+
+def test_a_receiver_outlives_an_ingest_that_fails_and_takes_up_what_was_held(
+    hospital: DicomSite, tmp_path: Path
+) -> None:
+    settings = {"receiver": {"port": 0, "min_free_bytes": 0}, "labels": {}}
+    state = _new_state(tmp_path / "site", hospital, filters={"stations": ["NOWHERE"]}, **settings)
+    folder = state / "ingest"
+    received = folder / "received"
+    received.mkdir()
+    first, second = clean_files(hospital)[:2]
+    (received / "first.dcm").write_bytes(first.read_bytes())
+    with _running("site", "receive", "--state", state) as process:
+        _wait_for((received / "held" / "first.dcm").exists)
+        _interrupt(process)
+    written = (folder / "ingest.yaml").read_text()
+    (folder / "ingest.yaml").write_text(yaml.safe_dump({**yaml.safe_load(written), "filters": {}}))
+    (folder / "WITHHELD").write_text("Something was found.\n")
+    (received / "second.dcm").write_bytes(second.read_bytes())
+    with _running("site", "receive", "--state", state) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        assert process.stdout.readline() == "1 files that were held are tried again.\n"
+        assert process.stderr.readline().startswith("error EF-")
+        assert "WITHHELD" in process.stderr.readline()
+        assert "is kept" in process.stderr.readline()
+        assert process.poll() is None
+        assert len(list(received.glob("*.dcm"))) == 2
+        _interrupt(process)
+    (folder / "WITHHELD").unlink()
+    with _running("site", "receive", "--state", state) as process:
+        _wait_for(lambda: _known(state) == 2)
+        _wait_for(lambda: not list(received.rglob("*.dcm")))
+        _interrupt(process)
+
+
+def test_a_patient_is_asked_for_and_nobody_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "site"
+    (state / "ingest").mkdir(parents=True)
+    asked = [str(ECHOFED), "site", "forget", "-", "--state", str(state)]
+    done = subprocess.run(asked, env=environment(), input="MARTINEZ-4477\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing of the patient was here" in done.stdout
+    pseudonym = open_pseudonyms(state / "ingest").patient("MARTINEZ-4477")
+    assert pseudonym in read_forgotten(state)
+    assert "No patient was named" in echofed("site", "forget", "", "--state", state, status=2).stderr
+
+
+def test_nothing_waits_where_there_is_no_queue(tmp_path: Path) -> None:
+    state = tmp_path / "site"
+    assert echofed("site", "review", "--state", state).stdout == "Nothing waits for a person.\n"
+    assert not state.exists()
 
 
 def _forget(hospital: DicomSite, state: Path, images: list[Path]) -> None:

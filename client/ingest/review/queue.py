@@ -106,6 +106,11 @@ def case_of(folder: Path, instance: str) -> Case:
     return _read_case(_folder_of(folder, instance))
 
 
+def is_undecided(folder: Path, instance: str) -> bool:
+    """Return whether there is a case of an instance, and nobody has decided on it."""
+    return (folder / instance).is_dir() and not _is_decided(folder / instance)
+
+
 def frames_of(folder: Path, instance: str) -> NDArray[np.uint8]:
     """Return a case's frames, uint8 [frames, rows, columns], memory-mapped and read-only.
 

@@ -1,7 +1,7 @@
 """The few values of an instance's header that a source checks.
 
-Found by stepping over everything else: whatever the file claims, memory stays small and nothing is decoded or warned of. What
-cannot be read so is left to the reader, which says what is wrong with it.
+Found by stepping over everything else: whatever the file claims, memory stays small and nothing is decoded or warned of. It
+spares reading what is not wanted, no more: each instance is judged again on what its reader makes of it (`arrival_check`).
 """
 
 import io
@@ -61,14 +61,14 @@ def read_values(path: Path) -> Mapping[str, str] | None:
 
 
 def judge(path: Path, selection: Selection, expected_patient: str | None) -> Why | None:
-    """Return what speaks against an instance that has arrived: another patient, or the filters; None if nothing does."""
+    """Return what speaks against an instance that has arrived: another patient, or the filters; None if nothing does so far."""
     values = read_values(path)
     if values is None:
         return None
     patient, expected = values["PatientID"], (expected_patient or "").strip()
     if expected and expected.isascii() and patient and patient != expected:
         return Why.WRONG_PATIENT
-    return None if selection.allows(lambda keyword: values[keyword], is_whole=True) else Why.FILTERED
+    return selection.why_not(lambda keyword: values[keyword])
 
 
 def _read_header(stream: BinaryIO) -> dict[str, str]:

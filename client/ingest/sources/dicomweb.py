@@ -13,11 +13,14 @@ from echofed.client.ingest.sources.arrivals import judge, read_values
 from echofed.client.ingest.sources.filters import UID, Selection, study_name
 from echofed.client.ingest.sources.http_requests import WebClient
 from echofed.client.ingest.sources.item import Fetched, Missed, Outcome, Reason, SpoolFile, spooling
-from echofed.client.ingest.sources.multipart import PIECE_BYTES, copy_only_part, find_boundary
+from echofed.client.ingest.sources.multipart import PIECE_BYTES, copy_only_part, find_boundary, is_at_end
 from echofed.client.ingest.sources.politeness import TransferError
 from echofed.client.ingest.sources.run import Job, Run
 from echofed.client.ingest.sources.settings import DicomWebSource
 
+MAX_PAGES = 20_000
+MAX_FOUND = 2_000_000
+"""Of one search; a server may give pages without end."""
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _TAGS = {
     "StudyDate": "00080020",
@@ -52,6 +55,7 @@ class _Instance:
     path: str
     key: str
     patient: str
+    study: str
 
 
 def fetch_dicomweb(source: DicomWebSource, selection: Selection, run: Run) -> Iterator[Outcome]:
@@ -116,7 +120,7 @@ def _series_jobs(
             patient = next(
                 (one.value("PatientID") for one in (instance, series, of_study) if one.value("PatientID")), ""
             )
-            wanted = _Instance(f"{path}/{key}", key, patient)
+            wanted = _Instance(f"{path}/{key}", key, patient, study)
             yield functools.partial(_fetch, client, source.max_file_bytes, wanted, selection, run)
     promised = series.value("NumberOfSeriesRelatedInstances")
     if promised.isdecimal() and int(promised) > listed:
@@ -128,7 +132,7 @@ def _search(
 ) -> Iterator[_Found]:
     """Yield the objects of all pages, each once; a PACS may give fewer a page than asked for, or ignore the paging."""
     seen: set[str] = set()
-    while True:
+    for _ in range(MAX_PAGES):
         page: dict[str, str | int] = {**query, "limit": page_size, "offset": len(seen)}
         answer = run.pace.try_again(functools.partial(client.get_json, path, page))
         new = [one for one in map(_Found, answer) if one.value(uid) not in seen]
@@ -142,6 +146,9 @@ def _search(
                 yield one
             else:
                 run.emit(Missed(one.value(uid), Reason.BAD_ANSWER))
+        if len(seen) > MAX_FOUND:
+            break
+    raise SourceError("A search of the PACS finds no end.", "Narrow the filters, as with since and until.")
 
 
 def _fetch(client: WebClient, max_bytes: int, instance: _Instance, selection: Selection, run: Run) -> None:
@@ -152,7 +159,8 @@ def _fetch(client: WebClient, max_bytes: int, instance: _Instance, selection: Se
             run.emit(Missed(instance.key, error.reason))
         return
     why = judge(file.path, selection, instance.patient)
-    run.emit(Fetched(file.path, instance.key, file.size_bytes, instance.patient or None, why))
+    patient = instance.patient or None
+    run.emit(Fetched(file.path, instance.key, file.size_bytes, patient, why, study=instance.study))
 
 
 def _transfer(client: WebClient, max_bytes: int, instance: _Instance, run: Run) -> SpoolFile:
@@ -169,9 +177,8 @@ def _transfer(client: WebClient, max_bytes: int, instance: _Instance, run: Run) 
                 write(piece)
         else:
             copy_only_part(response, find_boundary(content_type), write)
-            while response.read(PIECE_BYTES):
-                pass
-        if response.length:
+        # Behind its last boundary an answer may go on for ever: the connection is closed then, and the instance is whole.
+        if is_at_end(response) and response.length:
             raise TransferError(Reason.BROKEN_OFF, may_pass=True)
     values = read_values(file.path)
     if values is not None and values["SOPInstanceUID"] not in ("", instance.key):

@@ -40,11 +40,11 @@ _NO_SUCH_PLACE = 0xA801
 
 @dataclass
 class _Arrivals:
-    """What is asked for and has not come yet, by instance; nothing else is taken in."""
+    """What is asked for and has not come yet, by instance, with patient and study; nothing else is taken in."""
 
     selection: Selection
     run: Run
-    expected: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, tuple[str, str]] = field(default_factory=dict)
     error: SourceError | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,18 +53,19 @@ class _Arrivals:
         request: Any = event.request
         key = str(request.AffectedSOPInstanceUID or "")
         with self.lock:
-            patient = self.expected.pop(key, None)
-        if patient is None or self.run.stopped.is_set():
+            announced = self.expected.pop(key, None)
+        if announced is None or self.run.stopped.is_set():
             return NOT_AUTHORISED
         try:
             file = store(event, self.run.spool)
         except (SourceError, ValueError) as error:
             with self.lock:
-                self.expected[key] = patient
+                self.expected[key] = announced
                 self.error = error if isinstance(error, SourceError) else self.error
             return OUT_OF_RESOURCES if isinstance(error, SourceError) else DOES_NOT_FIT
+        patient, study = announced
         why = judge(file.path, self.selection, patient)
-        self.run.emit(Fetched(file.path, key, file.size_bytes, patient or None, why))
+        self.run.emit(Fetched(file.path, key, file.size_bytes, patient or None, why, study=study))
         return SUCCESS
 
     def missing(self, keys: Sequence[str]) -> list[str]:
@@ -180,7 +181,7 @@ def _study_jobs(
 def _fetch(associations: Associations, source: DimseSource, arrivals: _Arrivals, batch: _Batch) -> None:
     """Fetch a batch: first all at once, then, where that did not bring it on without an error, one by one."""
     with arrivals.lock:
-        arrivals.expected.update(dict.fromkeys(batch.keys, batch.patient))
+        arrivals.expected.update(dict.fromkeys(batch.keys, (batch.patient, batch.study)))
     run, at_once = arrivals.run, True
     last: dict[str, TransferError] = {}
     for delay in (0.0, *run.pace.delays()):

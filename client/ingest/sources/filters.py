@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from echofed.client.ingest.errors import IngestError
+from echofed.client.ingest.outcomes import Why
 from echofed.protocol.document import Document
 
 MAX_LISTED_STUDIES = 1_000_000
@@ -18,6 +19,8 @@ UID = re.compile(r"[0-9.]{1,64}")
 _ACCESSION_NUMBER = re.compile(r"[ -)+->@-\[\]-~]{1,64}")  # ASCII without wildcards
 _COLUMNS = ("study_uid", "accession_number")
 _WITH_IMAGES_OF_OTHERS = frozenset({"SR", "DOC", "PR", "KO", "OT"})
+_NO_ULTRASOUND = {"SR": Why.REPORT, "KO": Why.REPORT, "DOC": Why.DOCUMENT}
+_ULTRASOUND = frozenset({"", "US"})
 
 Code = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[ -)+->@-\[\]-~]{1,16}$")]
@@ -86,6 +89,15 @@ class Selection:
             if (value or is_whole) and not check(value):
                 return False
         return self._is_listed(value_of("StudyInstanceUID"), value_of("AccessionNumber").strip(), is_whole)
+
+    def why_not(self, value_of: Callable[[str], str]) -> Why | None:
+        """Return why the filters do not allow an instance with these values, None if they do; argument as for `allows`."""
+        if self.allows(value_of, is_whole=True):
+            return None
+        modality = value_of("Modality").strip()
+        if modality in self.filters.modalities or modality in _ULTRASOUND:
+            return Why.FILTERED
+        return _NO_ULTRASOUND.get(modality, Why.OTHER_MODALITY)
 
     def _is_listed(self, uid: str, accession_number: str, is_whole: bool) -> bool:
         if self.study_uids is None or self.accession_numbers is None:

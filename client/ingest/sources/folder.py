@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from echofed.client.ingest.errors import SourceError
@@ -122,25 +122,30 @@ def _file_jobs(file: _File, source: FolderSource, selection: Selection, run: Run
     digest = hashlib.sha256(head).hexdigest()[:32]
     key = f"{file.name}|{status.st_size}|{status.st_mtime_ns}|{digest}"
     if head.startswith(_ZIP):
-        yield from _archive_jobs(file.path, key, source, selection, run)
+        yield from _archive_jobs(file, key, source, selection, run)
     elif not _looks_like_dicom(head):
         yield Missed(key, Reason.NOT_DICOM)
     elif status.st_size > source.max_file_bytes:
         yield Missed(key, Reason.TOO_LARGE)
     elif run.is_wanted(key):
-        yield functools.partial(_hand_over, functools.partial(_copy, file.path, source, run.spool), key, selection, run)
+        take = functools.partial(_copy, file.path, source, run.spool)
+        yield functools.partial(_hand_over, take, key, _text(file.name), selection, run)
 
 
-def _archive_jobs(path: Path, key: str, source: FolderSource, selection: Selection, run: Run) -> Iterator[Job | Missed]:
-    content, missed = archive.open_archive(path, source, key)
+def _archive_jobs(
+    file: _File, key: str, source: FolderSource, selection: Selection, run: Run
+) -> Iterator[Job | Missed]:
+    content, missed = archive.open_archive(file.path, source, key)
     yield from missed
     for member in content.members if content is not None else ():
         if content is not None and run.is_wanted(content.key_of(member)):
             take = functools.partial(archive.unpack, content, member, source, run.spool)
-            yield functools.partial(_hand_over, take, content.key_of(member), selection, run)
+            # As if it had been unpacked where it lies.
+            where = _text(f"{PurePosixPath(file.name).parent / member.filename}")
+            yield functools.partial(_hand_over, take, content.key_of(member), where, selection, run)
 
 
-def _hand_over(take: Callable[[], SpoolFile], key: str, selection: Selection, run: Run) -> None:
+def _hand_over(take: Callable[[], SpoolFile], key: str, where: str, selection: Selection, run: Run) -> None:
     try:
         file = take()
     except TransferError as error:
@@ -152,7 +157,13 @@ def _hand_over(take: Callable[[], SpoolFile], key: str, selection: Selection, ru
         file.path.unlink()
         run.emit(Missed(key, Reason.ARCHIVE_NESTED if head.startswith(_ZIP) else Reason.NOT_DICOM))
         return
-    run.emit(Fetched(file.path, key, file.size_bytes, None, judge(file.path, selection, None)))
+    why = judge(file.path, selection, None)
+    run.emit(Fetched(file.path, key, file.size_bytes, None, why, source_path=where))
+
+
+def _text(name: str) -> str:
+    """Return a path as text; what is not UTF-8 in it becomes U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _copy(path: Path, source: FolderSource, spool: Path) -> SpoolFile:

@@ -14,6 +14,8 @@ from typing import BinaryIO, Self
 from echofed.client.ingest.errors import SourceError
 from echofed.client.ingest.outcomes import Why
 
+HELD_FOLDER = "held"
+"""What the receiver was sent and the ingest could not take, for reasons that may pass."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -67,6 +69,8 @@ class Fetched:
         expected_patient: patient id the source announced, None if it announced none.
         why: what speaks against it already (another patient, outside the filters); None: nothing so far.
         is_only_copy: the source does not have it any more.
+        study: in which the source found it (StudyInstanceUID); empty: only the file can say.
+        source_path: where it lay, folders separated by slashes; empty: not in folders.
     """
 
     path: Path
@@ -75,6 +79,14 @@ class Fetched:
     expected_patient: str | None = None
     why: Why | None = None
     is_only_copy: bool = False
+    study: str = ""
+    source_path: str = ""
+
+    def hold(self) -> None:
+        """Keep it in `HELD_FOLDER` beside where it lies, instead of having it removed."""
+        folder = self.path.parent / HELD_FOLDER
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path.replace(folder / self.path.name)
 
     def __enter__(self) -> Self:
         return self

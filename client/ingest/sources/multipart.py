@@ -12,6 +12,7 @@ from echofed.client.ingest.sources.politeness import TransferError
 
 PIECE_BYTES = 2**20
 MAX_PART_HEAD_BYTES = 2**13
+MAX_EPILOGUE_BYTES = 2**16
 
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 _PART_TYPE = re.compile(rb"^content-type:[ \t]*application/dicom[ \t]*(;|$)", re.IGNORECASE | re.MULTILINE)
@@ -60,6 +61,14 @@ def copy_only_part(body: Readable, boundary: bytes, write: Callable[[bytes | mem
         raise TransferError(Reason.BROKEN_OFF, may_pass=True)
     if not rest.startswith(delimiter + b"--"):
         raise TransferError(Reason.BAD_ANSWER, may_pass=False)
+
+
+def is_at_end(body: Readable) -> bool:
+    """Read what may stand behind the last boundary, and return whether the body ends with it."""
+    left = MAX_EPILOGUE_BYTES
+    while left > 0 and (piece := body.read(left)):
+        left -= len(piece)
+    return left > 0
 
 
 def _read_head(body: Readable, dash_boundary: bytes) -> bytes:

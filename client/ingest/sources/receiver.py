@@ -20,7 +20,7 @@ from echofed.client.ingest.errors import SourceError
 from echofed.client.ingest.sources.arrivals import judge
 from echofed.client.ingest.sources.credentials import tls_context
 from echofed.client.ingest.sources.filters import Selection
-from echofed.client.ingest.sources.item import Fetched, Missed, Outcome, Reason
+from echofed.client.ingest.sources.item import HELD_FOLDER, Fetched, Missed, Outcome, Reason
 from echofed.client.ingest.sources.run import Job, Run
 from echofed.client.ingest.sources.settings import ReceivedSource, ReceiverSettings
 from echofed.client.ingest.sources.storage import DOES_NOT_FIT, OUT_OF_RESOURCES, SUCCESS
@@ -75,6 +75,24 @@ def receiving(settings: ReceiverSettings, folder: Path) -> Iterator[tuple[int, R
     received = Received()
     with listening(door, lambda event: _take(event, settings, folder, received), lambda: None) as port:
         yield port, received
+
+
+def take_up_held(folder: Path) -> int:
+    """Let what was held be ingested again, and return how many files that are; filters and limits may be others now.
+
+    Args:
+        folder: of what was received.
+
+    Raises:
+        SourceError: it cannot be written.
+    """
+    try:
+        held = sorted((folder / HELD_FOLDER).glob("*.dcm"))
+        for path in held:
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be written: {error.strerror}.", "Check its permissions.") from error
+    return len(held)
 
 
 def fetch_received(source: ReceivedSource, selection: Selection, run: Run) -> Iterator[Outcome]:

@@ -85,6 +85,17 @@ def styles() -> tuple[Style, ...]:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What befell a string after it was set: turned anticlockwise, and softened as by a lens or by scaling (Gaussian blur)."""
+
+    turned_deg: int = 0
+    blur_px: float = 0.0
+
+
+PLAIN = Look()
+
+
+@dataclass(frozen=True)
 class Planted:
     """A string and how it was written; `box` encloses its pixels in the frame it was planted in."""
 
@@ -95,6 +106,7 @@ class Planted:
     place: Place
     motion: Motion
     box: Box
+    look: Look = PLAIN
 
 
 def invented_text(generator: np.random.Generator) -> str:
@@ -112,13 +124,14 @@ def invented_text(generator: np.random.Generator) -> str:
     return texts[kind]
 
 
-def text_mask(text: str, font: FontKind, size_px: int) -> NDArray[np.float32]:
+def text_mask(text: str, font: FontKind, size_px: int, look: Look = PLAIN) -> NDArray[np.float32]:
     """Return the text's coverage, 0..1 [rows, columns], cut to its ink.
 
     Args:
         text: ASCII.
         font: "bitmap" is Pillow's own at the whole multiple nearest to `size_px`, "aliased" a vector font without grey edges.
         size_px: the font's size, not the height of its capitals.
+        look: what befalls it afterwards.
     """
     face: ImageFont.ImageFont | ImageFont.FreeTypeFont
     face = ImageFont.load_default_imagefont() if font == "bitmap" else _face(len(text) % len(_FACES), size_px)
@@ -127,11 +140,22 @@ def text_mask(text: str, font: FontKind, size_px: int) -> NDArray[np.float32]:
     pen = ImageDraw.Draw(image)
     pen.fontmode = "1" if font == "aliased" else "L"
     pen.text((0, 0), text, fill=255, font=face)
-    ink = np.asarray(image, np.float32) / 255
-    rows, columns = np.flatnonzero(ink.max(1)), np.flatnonzero(ink.max(0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ink = _cut(np.asarray(np.asarray(image, np.float32) / 255, np.float32))
     times = max(1, round(size_px / 11)) if font == "bitmap" else 1
-    return np.kron(ink, np.ones((times, times), np.float32))
+    return _looking(np.kron(ink, np.ones((times, times), np.float32)), look)
+
+
+def _looking(ink: NDArray[np.float32], look: Look) -> NDArray[np.float32]:
+    if look == PLAIN:
+        return ink
+    soft = ndimage.gaussian_filter(np.pad(ink, round(4 * look.blur_px)), look.blur_px)
+    turned = Image.fromarray(soft).rotate(look.turned_deg, Image.Resampling.BILINEAR, expand=True)
+    return _cut(np.asarray(turned, np.float32), 0.01)
+
+
+def _cut(ink: NDArray[np.float32], ground: float = 0.0) -> NDArray[np.float32]:
+    rows, columns = np.flatnonzero(ink.max(1) > ground), np.flatnonzero(ink.max(0) > ground)
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 @lru_cache(maxsize=64)
@@ -217,6 +241,7 @@ def plant(
     box: Box,
     texts: Sequence[tuple[str, FontKind, int, str, Place, Motion]],
     generator: np.random.Generator,
+    look: Look = PLAIN,
 ) -> tuple[Planted, ...]:
     """Write texts onto all frames of a clip, in place, where they overlap no other; one that finds no room is left out.
 
@@ -225,11 +250,12 @@ def plant(
         box: where the tissue lies.
         texts: what to write and how; "moving" wanders by 1 to 3 pixels a frame.
         generator: of the places.
+        look: what befalls all of them.
     """
     taken = np.zeros(frames.shape[1:3], bool)
     planted = []
     for text, font, size_px, colour, place, motion in texts:
-        ink = text_mask(text, font, size_px)
+        ink = text_mask(text, font, size_px, look)
         steps = _path(len(frames), motion, generator)
         reach = (int(np.abs(steps).max(0)[0]) + 2, int(np.abs(steps).max(0)[1]) + 2)
         for _ in range(40):
@@ -245,7 +271,7 @@ def plant(
             draw_text(frame, ink, colour, font == "outlined", row + int(down), column + int(aside))
             for frame, (down, aside) in zip(frames, steps, strict=True)
         ]
-        planted.append(Planted(text, font, size_px, colour, place, motion, boxes[0]))
+        planted.append(Planted(text, font, size_px, colour, place, motion, boxes[0], look))
     return tuple(planted)
 
 

@@ -11,7 +11,7 @@ from echofed.client.ingest.cleaning import clean, to_grey
 from echofed.client.ingest.geometry import Box, Pixels
 from echofed.client.ingest.outcomes import Why
 from echofed.simulations.phantoms import random_phantoms
-from tests.client.ingest.planted_text import Motion, Planted, moved, plant
+from tests.client.ingest.planted_text import PLAIN, Look, Motion, Planted, moved, plant, recompressed
 
 SIDE = 192
 WHOLE = Box(0, 0, SIDE, SIDE)
@@ -22,9 +22,9 @@ def clip(frames: int = 8, amplitude_px: float = 2.0) -> Pixels:
     return np.repeat(moved(TISSUE, frames, amplitude_px, 0.15, np.random.default_rng(9))[..., None], 3, 3)
 
 
-def write(frames: Pixels, motion: Motion = "fixed", size_px: int = 14) -> Planted:
-    text = ("Haddad, Ana", "aliased", size_px, "white", "tissue", motion)
-    (planted,) = plant(frames, WHOLE, [text], np.random.default_rng(10))
+def write(frames: Pixels, motion: Motion = "fixed", size_px: int = 14, look: Look = PLAIN) -> Planted:
+    generator = np.random.default_rng(10)
+    (planted,) = plant(frames, WHOLE, [("Haddad, Ana", "aliased", size_px, "white", "tissue", motion)], generator, look)
     return planted
 
 
@@ -74,6 +74,43 @@ def test_faint_writing_that_only_recognition_finds() -> None:
     blurred = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))[None]
     assert clean(blurred, is_cine=False, check="strokes").why is None
     assert clean(blurred, is_cine=False).why is Why.WRITING
+
+
+@pytest.mark.parametrize(
+    ("look", "size_px"), [(Look(90, 1.2), 18), (Look(270, 1.2), 18), (Look(45, 1.2), 20), (Look(0, 1.5), 24)]
+)
+def test_soft_writing_that_no_stroke_gives_away(look: Look, size_px: int) -> None:
+    frames = np.repeat(TISSUE[None, ..., None], 3, 3).copy()
+    write(frames, size_px=size_px, look=look)
+    soft = recompressed(frames[0], 60)[None]
+    assert clean(soft, is_cine=False, check="strokes").why is None
+    assert clean(soft, is_cine=False).why is Why.WRITING
+
+
+def test_large_letters_may_be_tissue_and_wait_for_a_person() -> None:
+    frames = np.repeat(TISSUE[None, ..., None], 3, 3).copy()
+    generator = np.random.default_rng(10)
+    plant(frames, WHOLE, [("Li", "vector", 130, "white", "tissue", "fixed")], generator, Look(0, 2.0))
+    assert clean(frames, is_cine=False, check="strokes").why is None
+    assert clean(frames, is_cine=False).why is Why.UNCERTAIN_STILL
+
+
+@pytest.mark.parametrize("turned_deg", [0, 90])
+def test_soft_writing_in_one_frame_of_a_clip_waits_for_a_person(turned_deg: int) -> None:
+    """No frame is spared: this one has the fewest strokes of all."""
+    frames = clip()
+    write(frames[5:6], size_px=20, look=Look(turned_deg, 1.2))
+    assert clean(frames, is_cine=True, check="strokes").why is None
+    assert clean(frames, is_cine=True).why is Why.WRITING
+
+
+@pytest.mark.parametrize("turned_deg", [45, 90])
+def test_soft_fixed_writing_on_a_clip_never_stays(turned_deg: int) -> None:
+    frames = clip()
+    place = write(frames, size_px=20, look=Look(turned_deg, 1.2)).box
+    cleaned = clean(frames, is_cine=True)
+    seen = cleaned.masked[place.top + 2 : place.bottom - 2, place.left + 2 : place.right - 2].mean()
+    assert cleaned.why is Why.WRITING or seen > 0.95
 
 
 def test_fixed_writing_on_a_clip_is_masked_in_every_frame() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
@@ -17,6 +18,7 @@ from echofed.client.ingest.labels import (
     LabelTable,
     ReportRule,
     agreed_labels,
+    configured_labels,
     count_labels,
     read_labels,
 )
@@ -118,8 +120,8 @@ def test_labels_can_be_sent_to_other_processes(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("", "is empty"),
-        ("acc,other\nA1,b\n", "not exactly one column label"),
-        ("acc,label,label\nA1,b,c\n", "not exactly one column label"),
+        ("acc,other\nA1,b\n", "not exactly one called label"),
+        ("acc,label,label\nA1,b,c\n", "not exactly one called label"),
         (b"acc,label\nA1,\xff\n", "not UTF-8"),
         ('acc,label\nA1,"b\n', "line"),
     ],
@@ -127,6 +129,80 @@ def test_labels_can_be_sent_to_other_processes(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_read_is_said(tmp_path: Path, text: Any, what: str) -> None:
     with pytest.raises(IngestError, match=what):
         table(tmp_path, text, accession="acc")
+
+
+def test_a_table_without_header_is_said_without_what_stands_in_it(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match=r"labels\.csv has 4 columns.*called label and one called acc\.") as found:
+        table(tmp_path, "DUPUIS ZOE,03/02/1960,A1,benign\nMARTIN Paul,03/02/1961,A2,benign\n", accession="acc")
+    assert not any(text in f"{found.value} {found.value.remedy}" for text in ("DUPUIS", "1960", "A1", "MARTIN"))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "benign",
+        "BI-RADS 4a",
+        "F3/F4",
+        "H\u00e4mangiom (links)",
+        "\u826f\u6027",
+        "\u0938\u094c\u092e\u094d\u092f",
+        "1.5",
+        "a" * 64,
+        ".5, x+y_-z",
+    ],
+)
+def test_labels_are_letters_and_digits_of_any_script_and_few_signs(tmp_path: Path, label: str) -> None:
+    assert table(tmp_path, f'acc,label\nA1,"{label}"\n', accession="acc").label_of("1", "A1", "") == label
+    assert Labels((), FolderRule()).label_of("1", "", "", f"usb/{label.replace('/', '')}/1.dcm") == label.replace(
+        "/", ""
+    )
+    assert FolderRule(labels={"x": label}).labels == {"x": label}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        '=HYPERLINK(""http://x/"")',
+        "=1",
+        "+1",
+        "-1",
+        "- 1",
+        "@SUM(1)",
+        "\uff1d1",
+        "a\tb",
+        "a\nb",
+        "<b>",
+        "a;b",
+        "a" * 65,
+        "F3: x",
+        'a""b',
+        "a\u202eb",
+    ],
+)
+def test_what_could_be_a_formula_or_markup_is_no_label(tmp_path: Path, label: str) -> None:
+    with pytest.raises(IngestError, match=r"labels\.csv, line [34]: ") as found:
+        table(tmp_path, f'acc,label\nA1,benign\nA2,"{label}"\n', accession="acc")
+    assert label not in f"{found.value} {found.value.remedy}".replace("+ or -", "")
+    rule = FolderRule()
+    found_in_folder = Labels((), rule).find("1", "", "", f"usb/{label.replace('/', '')}/1.dcm")
+    assert (found_in_folder.label, found_in_folder.verdict) == (None, "no label")
+    assert count_labels(Labels((), rule), [("e", found_in_folder)]).unlabelled == 1
+    with pytest.raises(ValidationError, match="a label has at most 64"):
+        FolderRule(labels={"x": label})
+    mapped = table(tmp_path, f'acc,label\nA2,"{label}"\n', accession="acc", labels={label.replace('""', '"'): "b"})
+    assert mapped.label_of("1", "A2", "") == "b"
+
+
+def test_labels_in_the_settings_are_those_that_are_configured() -> None:
+    settings = LabelSettings(
+        tables=(
+            LabelTable(file=Path("a.csv"), exam="uid", labels={"1": "Hepatic Cyst"}),
+            LabelTable(file=Path("b.csv"), exam="x"),
+        ),
+        reports=(ReportRule(concept="x", labels={"secret": " benign "}),),
+        folder=FolderRule(labels={"y": "Adenoma"}),
+    )
+    assert configured_labels(settings) == {"hepatic cyst", "benign", "adenoma"}
 
 
 def test_a_table_needs_to_be_there_and_to_name_exams(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from echofed.client.ingest.errors import SourceError
 from echofed.client.ingest.outcomes import Why
+from echofed.client.ingest.sources import dicomweb
 from echofed.client.ingest.sources.dicomweb import ACCEPT
 from echofed.client.ingest.sources.fetching import fetch_all
 from echofed.client.ingest.sources.filters import Filters
@@ -25,7 +27,7 @@ from echofed.client.ingest.sources.settings import DicomWebSource
 from echofed.protocol.key_files import new_tls_key, write_key
 from tests.client.ingest.sources.fetches import QUICK, Came, fetch
 from tests.client.ingest.sources.samples import small_instance
-from tests.client.ingest.sources.web_pacs import Handler, WebPacs, serving
+from tests.client.ingest.sources.web_pacs import BOUNDARY, Handler, WebPacs, serving
 
 FILES = {uid: small_instance(uid) + bytes(5000) for uid in ("2.25.11", "2.25.12", "2.25.13")}
 Before = Callable[[Handler, str], bool]
@@ -134,10 +136,16 @@ def test_another_patient_and_what_the_filters_exclude_are_marked(tmp_path: Path)
     files = FILES | {
         "2.25.12": small_instance("2.25.12", patient="P2"),
         "2.25.13": small_instance("2.25.13", Modality="CT"),
+        "2.25.14": small_instance("2.25.14", StudyDate="19990101"),
     }
     with serving(WebPacs(files)) as pacs:
-        came = _fetch(pacs, tmp_path)
-    assert came.whys == {"2.25.11": None, "2.25.12": Why.WRONG_PATIENT, "2.25.13": Why.FILTERED}
+        came = fetch(DicomWebSource(url=pacs.url), tmp_path / "spool", Filters(since=date(2020, 1, 1)))
+    assert came.whys == {
+        "2.25.11": None,
+        "2.25.12": Why.WRONG_PATIENT,
+        "2.25.13": Why.OTHER_MODALITY,
+        "2.25.14": Why.FILTERED,
+    }
     assert set(came.patients.values()) == {"P1"}
 
 
@@ -203,6 +211,44 @@ def test_a_slow_consumer_slows_the_transfers_down(tmp_path: Path) -> None:
                 time.sleep(0.1)
         assert len(list((tmp_path / "spool").iterdir())) < 30
         outcomes.close()  # type: ignore[attr-defined]
+
+
+def test_an_answer_that_goes_on_behind_its_end_is_cut_off(tmp_path: Path) -> None:
+    sent = 0
+
+    def go_on(handler: Handler, path: str) -> bool:
+        nonlocal sent
+        if "/instances/" not in path:
+            return False
+        end = f"\r\n--{BOUNDARY}--\r\n".encode()
+        head = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        kind = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
+        handler.send(200, head + FILES["2.25.11"] + end, {"Content-Type": kind}, claimed=2**40)
+        with suppress(OSError):
+            while sent < 2**26:
+                handler.wfile.write(bytes(2**16))
+                sent += 2**16
+        return True
+
+    with serving(WebPacs({"2.25.11": FILES["2.25.11"]}, go_on)) as pacs:
+        assert list(_fetch(pacs, tmp_path).files) == ["2.25.11"]
+    assert sent < 2**26
+
+
+def test_a_search_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def more(handler: Handler, path: str) -> bool:
+        if not path.endswith("/studies") or len(handler.pacs.requests) > 500:
+            return False
+        uid = f"2.25.{7_000 + len(handler.pacs.requests)}"
+        handler.send(200, json.dumps([{"0020000D": {"vr": "UI", "Value": [uid]}}]).encode())
+        return True
+
+    for limit in ("MAX_PAGES", "MAX_FOUND"):
+        monkeypatch.setattr(dicomweb, limit, 20)
+        with serving(WebPacs(FILES, more)) as pacs, pytest.raises(SourceError, match="no end"):
+            _fetch(pacs, tmp_path)
+        assert 20 <= len(pacs.requests) < 25
+        monkeypatch.undo()
 
 
 def test_a_spool_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:

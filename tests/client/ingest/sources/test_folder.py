@@ -61,7 +61,7 @@ def test_files_without_a_preamble_are_found(export: Path) -> None:
 
 def test_filters_are_checked_on_loose_files(export: Path) -> None:
     (export / "ct").write_bytes(B)
-    assert sorted(_fetch(export).whys.values(), key=str) == [None, Why.FILTERED]
+    assert sorted(_fetch(export).whys.values(), key=str) == [None, Why.OTHER_MODALITY]
 
 
 def test_directory_limits_and_tells_what_is_missing(tmp_path: Path) -> None:
