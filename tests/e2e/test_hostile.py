@@ -325,8 +325,13 @@ def test_a_byte_changed_on_the_hospitals_disk_stops_the_study_until_it_is_as_app
         after = last_entry(field.north)
         for name in expected:
             content = (study / name).read_bytes()
-            (study / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
-            answers[name] = said(field, received(link, [send(field, link, field.sealed())])[0])
+            damaged = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+            for _ in range(5):
+                (study / name).write_bytes(damaged)
+                answers[name] = said(field, received(link, [send(field, link, field.sealed())])[0])
+                # The node may have asked for the studies meanwhile, and put the text back as it was published.
+                if answers[name] != "described" or (study / name).read_bytes() == damaged:
+                    break
             (study / name).write_bytes(content)
         assert answers == expected
         # Counts of what nobody signed are written a minute late, at any moment.
