@@ -126,7 +126,10 @@ def test_workers_end_when_their_parent_is_killed(folder: tuple[Path, list[Path]]
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"started\n"
-        orphans = workers_of(parent.pid)
+        deadline = time.monotonic() + 30
+        # A process that was just forked does not bear its worker's name yet.
+        while len(orphans := workers_of(parent.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert len(orphans) == 2
         parent.kill()
         _, errors = parent.communicate(timeout=30)
