@@ -23,15 +23,15 @@ SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_SECONDS = 60.0
 
 _TABLES = """
-CREATE TABLE instances (
+CREATE TABLE IF NOT EXISTS instances (
     instance TEXT PRIMARY KEY, patient TEXT NOT NULL, exam TEXT NOT NULL, accession TEXT NOT NULL, person TEXT NOT NULL,
     birth TEXT NOT NULL, verdict TEXT NOT NULL, why TEXT, label TEXT NOT NULL, device TEXT NOT NULL, facts TEXT NOT NULL,
     frames TEXT NOT NULL);
-CREATE INDEX instances_by_patient ON instances (patient);
-CREATE TABLE items (item TEXT PRIMARY KEY, instance TEXT NOT NULL, why TEXT);
-CREATE TABLE said (exam TEXT NOT NULL, accession TEXT NOT NULL, patient TEXT NOT NULL, label TEXT NOT NULL,
+CREATE INDEX IF NOT EXISTS instances_by_patient ON instances (patient);
+CREATE TABLE IF NOT EXISTS items (item TEXT PRIMARY KEY, instance TEXT NOT NULL, why TEXT);
+CREATE TABLE IF NOT EXISTS said (exam TEXT NOT NULL, accession TEXT NOT NULL, patient TEXT NOT NULL, label TEXT NOT NULL,
     PRIMARY KEY (exam, accession, patient, label));
-CREATE TABLE merges (second TEXT PRIMARY KEY, first TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS merges (second TEXT PRIMARY KEY, first TEXT NOT NULL);
 """
 
 
@@ -230,6 +230,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
             database.execute("PRAGMA synchronous = FULL")
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
+                # Another process may have made them by now.
                 database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise IngestError(

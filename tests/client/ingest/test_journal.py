@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,21 @@ def _items(folder: Path) -> int:
             return sum(1 for _ in journal.entries())
     except IngestError:
         return 0
+
+
+def test_many_may_make_the_journal_at_once(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def make(folder: Path) -> int:
+        together.wait()
+        with open_journal(folder) as journal:
+            return sum(1 for _ in journal.entries())
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(40):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            assert list(pool.map(make, [folder] * 4)) == [0] * 4
 
 
 def test_damaged_and_newer_journals_are_refused(tmp_path: Path) -> None:
