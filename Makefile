@@ -35,6 +35,7 @@ soak: $(VENV)/development.installed ## a site process killed 500 times; about 20
 	ECHOFED_KILLS=500 $(BIN)/python -m pytest -q -s tests/client/test_killed_releases.py
 
 bench: $(VENV)/development.installed ## every measured claim; takes about two hours on two cores
+	tests/debian_packages.sh
 	$(BIN)/python -m benchmarks.run
 
 audit: $(VENV)/development.installed ## attack the training engine, and four broken ones; about two minutes

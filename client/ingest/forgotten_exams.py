@@ -35,6 +35,9 @@ def erase_from_ingest(folder: Path) -> Erase:
     def erase(patients: frozenset[str]) -> int:
         removed = 0
         with open_journal(folder) as journal:
+            # What a killed ingest has left, of which the journal knows nothing; the patients' frames are still known to it, and
+            # counted by who removes them.
+            remove_leftovers(folder, journal)
             for patient in sorted(patients):
                 # The files first: whoever is cut short here finds them again by the journal.
                 for instance in journal.instances_of(patient):
@@ -42,8 +45,6 @@ def erase_from_ingest(folder: Path) -> Erase:
                     (folder / DICOM_FOLDER / f"{instance}.dcm").unlink(missing_ok=True)
                     removed += 1
                 journal.forget(patient)
-            # What a killed ingest has left, of which the journal knows nothing.
-            remove_leftovers(folder, journal)
         for case in all_cases(folder / REVIEW_FOLDER):
             if case.patient in patients:
                 remove_case(folder / REVIEW_FOLDER, case.instance)

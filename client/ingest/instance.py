@@ -4,7 +4,7 @@ The file may be damaged or hostile and its decoders are C libraries, so whatever
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +90,7 @@ class Frame:
     spacing_mm: tuple[float, float] | None
 
 
-def read_instance(path: Path, reading: Reading) -> Read:
+def read_instance(path: Path, reading: Reading, check: Callable[[Dataset], None] = lambda dataset: None) -> Read:
     """Read, de-identify and store one instance.
 
     Frames of an accepted instance are on disk on return, those of one that a person must see are in the review queue; of any
@@ -100,6 +100,7 @@ def read_instance(path: Path, reading: Reading) -> Read:
     Args:
         path: of the file as the source sent it.
         reading: what is the same for all.
+        check: raises SetAsideError if the source must not have sent it.
 
     Raises:
         FrameStoreError, OSError: the disk is full or cannot be written; this is not the instance's fault.
@@ -107,6 +108,7 @@ def read_instance(path: Path, reading: Reading) -> Read:
     entry, texts = None, frozenset[str]()
     try:
         dataset = read_dataset(path)
+        check(dataset)
         own = identifying_texts(dataset)
         # A label the hospital wrote into ingest.yaml may well stand in a header; where it is stored it is no leak.
         labels = configured_labels(reading.settings.labels)

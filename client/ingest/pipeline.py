@@ -273,7 +273,7 @@ class _Run:
             self._set_aside(fetched, read.why or Why.DAMAGED, is_read=True)
             return
         label = self._folders.label_of("", "", "", fetched.source_path) or ""
-        if any(True for _ in Search(read.texts).find(label.encode())):
+        if label and any(True for _ in Search(read.texts).find(label.encode())):
             label = ""  # a folder named after its patient
         known = self._first_copy(read.entry)
         entry = known or read.entry

@@ -19,10 +19,9 @@ from pathlib import Path
 from threading import Lock
 
 from echofed.client.ingest.arrival_check import check_arrival
-from echofed.client.ingest.dataset import read_dataset
 from echofed.client.ingest.errors import IngestError
 from echofed.client.ingest.instance import Read, Reading, read_instance
-from echofed.client.ingest.outcomes import SetAsideError, Why
+from echofed.client.ingest.outcomes import Why
 from echofed.client.ingest.sources.filters import Selection
 from echofed.client.ingest.sources.item import Fetched
 from echofed.protocol.errors import EchoFedError
@@ -209,10 +208,9 @@ def _read(fetched: Fetched, reading: Reading, selection: Selection) -> Answer:
     try:
         if fetched.study:
             selection.add_found(fetched.study)
-        check_arrival(read_dataset(fetched.path), selection, fetched.expected_patient)
-        return read_instance(fetched.path, reading)
-    except SetAsideError as error:
-        return Read(None, error.why)
+        return read_instance(
+            fetched.path, reading, lambda dataset: check_arrival(dataset, selection, fetched.expected_patient)
+        )
     except MemoryError:
         return MemoryError()
     except (EchoFedError, OSError) as error:
