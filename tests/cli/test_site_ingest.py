@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.client.ingest.small_hospital import clean_files, small_hospital
 from tests.small_simulations import ECHOFED, echofed, environment
 
 INTERRUPTED = 130
+OUT_OF_RESOURCES = 0xA700
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,10 @@ def _new_state(state: Path, hospital: DicomSite, **changes: object) -> Path:
 
 
 @contextmanager
-def _running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in a session of its own, as in a terminal; nothing of it is left at the end."""
+def _running(*arguments: object, through: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Run the command, perhaps through others, in a session of its own, as in a terminal; nothing of it is left at the end."""
     process = subprocess.Popen(
-        [str(ECHOFED), *map(str, arguments)],
+        [*through, str(ECHOFED), *map(str, arguments)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,8 +155,7 @@ def test_what_a_scanner_sends_is_ingested_and_a_forgotten_patient_leaves_no_trac
     assert set(images) <= set(files)
     with _running("site", "receive", "--state", state) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        _send(int(said.split(":")[-1].split(".")[0]), images)
+        assert set(_send(_port(process.stdout.readline()), images)) == {0}
         _wait_for(lambda: _known(state) == len(images), 100)
         _wait_for(lambda: (state / "ingest" / "quality.json").exists())
         assert not list((state / "ingest" / "received").glob("*.dcm"))
@@ -245,16 +245,22 @@ def _forget(hospital: DicomSite, state: Path, images: list[Path]) -> None:
         assert journal.counts()[Verdict.REFUSED, Why.FORGOTTEN] > 0
 
 
-def _send(port: int, files: list[Path]) -> None:
-    """Send files as a scanner does."""
+def _port(said: str) -> int:
+    """Return the port of a receiver from its first words."""
+    return int(said.split(":")[-1].split(".")[0])
+
+
+def _send(port: int, files: list[Path]) -> list[int]:
+    """Send files as a scanner does; return the statuses."""
     datasets = [pydicom.dcmread(path) for path in files]
     entity = AE("SCANNER")
     for kind in {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in datasets}:
         entity.add_requested_context(*kind)
     association = entity.associate("127.0.0.1", port, ae_title="ECHOFED")
     assert association.is_established
-    assert {association.send_c_store(one).get("Status") for one in datasets} == {0}
+    statuses = [association.send_c_store(one).get("Status") for one in datasets]
     association.release()
+    return statuses
 
 
 def test_the_review_page_is_closed_and_what_was_decided_is_carried_out(hospital: DicomSite, state: Path) -> None:
@@ -327,3 +333,38 @@ def test_a_full_disk_is_said_and_the_ingest_goes_on_once_there_is_room(hospital:
     assert "Traceback" not in done.stderr
     assert "second: 0" in done.stdout, done.stderr
     assert len((tmp_path / "index.csv").read_text().splitlines()) > len(clean_files(hospital))
+
+
+def test_a_receiver_whose_disk_is_full_says_so_and_takes_the_rest_once_there_is_room(
+    hospital: DicomSite, tmp_path: Path
+) -> None:
+    state = _new_state(tmp_path / "site", hospital, receiver={"port": 0, "min_free_bytes": 0}, workers=1)
+    received = state / "ingest" / "received"
+    received.mkdir()
+    images = clean_files(hospital)[:5]
+    sizes = [path.stat().st_size for path in images]
+    room_bytes = max(sizes) + 2**16
+    assert sum(sizes) > room_bytes + 2**16
+    # The disk is mounted for this process alone.
+    small = f'mount -t tmpfs -o size={room_bytes} tmpfs {received} && exec "$@"'
+    through = ["unshare", "--mount", "sh", "-c", small, "sh"]
+    with _running("site", "receive", "--state", state, through=through) as process:
+        assert process.stdout is not None
+        port = _port(process.stdout.readline())
+        statuses = _send(port, images)
+        refused = [path for path, status in zip(images, statuses, strict=True) if status]
+        assert set(statuses) == {0, OUT_OF_RESOURCES}
+        on_disk = Path(f"/proc/{process.pid}/root{received}")
+        assert {path.suffix for path in on_disk.iterdir()} <= {".dcm"}
+        # The ingest makes room; a scanner sends again what was refused.
+        while refused:
+            _wait_for(lambda: not list(on_disk.glob("*.dcm")))
+            statuses = _send(port, refused)
+            assert statuses[0] == 0
+            refused = [path for path, status in zip(refused, statuses, strict=True) if status]
+        _wait_for(lambda: _known(state) == len(images))
+        _wait_for(lambda: not list(on_disk.rglob("*.*")))
+        said, complaints = _interrupt(process)
+        assert (process.returncode, complaints) == (0, "")
+        assert Why.DAMAGED not in said
+    assert list(received.iterdir()) == []

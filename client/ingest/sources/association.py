@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
@@ -46,15 +46,41 @@ class Purpose:
     take: Callable[[Event], int] | None = None
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """One that remembers why it failed; pynetdicom keeps that to itself."""
+
+    failure: OSError | None = None
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def recv_into(self, *arguments: Any) -> int:
+        try:
+            return super().recv_into(*arguments)
+        except ssl.SSLError as error:
+            # Whether our certificate is refused is told after the handshake.
+            self.failure = error
+            raise
+
+
 class _Entity(ApplicationEntity):
     """One whose connections are bounded from their first byte."""
 
     bound: Callable[[Association, AssociationSocket], None]
+    tls: _TlsSocket | None = None
 
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> AssociationSocket:
-        stream = super()._create_socket(assoc, address, tls_args)
+        stream = super()._create_socket(assoc, address, None)
+        if tls_args is not None and stream.socket is not None:
+            context, host = tls_args
+            self.tls = cast(_TlsSocket, context.wrap_socket(stream.socket, server_hostname=host))
+            stream.socket = self.tls
         self.bound(assoc, stream)
         return stream
 
@@ -72,7 +98,10 @@ class Associations:
 
     def __init__(self, source: DimseSource, purpose: Purpose) -> None:
         self._source, self._purpose = source, purpose
-        self._tls = tls_context(source.ca_file, source.certificate_file, source.key_file) if source.tls else None
+        self._tls = None
+        if source.tls:
+            self._tls = tls_context(source.ca_file, source.certificate_file, source.key_file)
+            self._tls.sslsocket_class = _TlsSocket
         self._local = threading.local()
         self._heard: dict[Association, float] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -158,6 +187,8 @@ class Associations:
                 raise SourceError(what, "Correct the AE titles, or have this site's registered at the PACS.")
             raise TransferError(Reason.UNREACHABLE, may_pass=True)
         if not association.is_established:
+            if entity.tls is not None and entity.tls.failure is not None:
+                raise _tls_error(entity.tls.failure)
             raise TransferError(Reason.UNREACHABLE, may_pass=True)
         wanted = self._purpose.contexts[0].abstract_syntax
         if wanted not in {context.abstract_syntax for context in association.accepted_contexts}:
@@ -194,6 +225,20 @@ def _break_off(association: Association) -> None:
             socket.socket.shutdown(stream.socket, socket.SHUT_RDWR)
     # As pynetdicom does when a connection closes; whoever waits for an answer wakes up, also if it was closed before.
     association.dimse.msg_queue.put((None, None))
+
+
+def _tls_error(failure: OSError) -> SourceError | TransferError:
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        what = f"The PACS's certificate is not accepted: {failure.verify_message.rstrip('.')}."
+        return SourceError(what, "Write its authority as ca_file, and host as its certificate has it.")
+    reason = (isinstance(failure, ssl.SSLError) and failure.reason) or ""
+    if "ALERT" in reason:
+        what = f"The PACS refuses the TLS connection: {reason.lower().replace('_', ' ')}."
+        return SourceError(what, "Write a certificate_file and key_file that it accepts.")
+    if reason == "WRONG_VERSION_NUMBER":
+        return SourceError("The PACS does not speak TLS at this port.", "Write the port at which it does.")
+    # One that does not know TLS may hang up, but so does one that is being started.
+    return TransferError(Reason.NO_TLS, may_pass=True)
 
 
 def _role(storage_class: str) -> SCP_SCU_RoleSelectionNegotiation:

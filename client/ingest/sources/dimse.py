@@ -16,9 +16,10 @@ from pynetdicom.presentation import build_context
 from echofed.client.ingest.errors import SourceError
 from echofed.client.ingest.sources.arrivals import judge
 from echofed.client.ingest.sources.association import Associations, Purpose
+from echofed.client.ingest.sources.credentials import tls_context
 from echofed.client.ingest.sources.filters import UID, Selection, study_name
 from echofed.client.ingest.sources.find import FIND, check_status, find, identifier, text_of
-from echofed.client.ingest.sources.item import Fetched, Missed, Outcome, Reason
+from echofed.client.ingest.sources.item import NO_ANSWER, Fetched, Missed, Outcome, Reason
 from echofed.client.ingest.sources.politeness import TransferError
 from echofed.client.ingest.sources.run import Job, Run
 from echofed.client.ingest.sources.settings import DimseSource, MoveSettings
@@ -119,9 +120,11 @@ def _door(source: DimseSource, move: MoveSettings) -> Door:
     except OSError as error:
         raise SourceError(f"There is no address for {source.host}.", "Correct host.") from error
     associations = 2 * 16
-    return Door(
-        move.ae_title, move.host, move.port, (), peers, associations, source.max_file_bytes, source.timeout_seconds
-    )
+    tls = None
+    if source.tls:
+        tls = tls_context(source.ca_file, source.certificate_file, source.key_file, is_server=True)
+    limits = associations, source.max_file_bytes, source.timeout_seconds
+    return Door(move.ae_title, move.host, move.port, (), peers, *limits, tls)
 
 
 def _jobs(
@@ -132,7 +135,7 @@ def _jobs(
         try:
             found = find(finder, run, "STUDY", query)
         except TransferError as error:
-            if selection.study_uids is None or error.reason is Reason.UNREACHABLE:
+            if selection.study_uids is None or error.reason in NO_ANSWER:
                 raise SourceError(f"The PACS cannot be searched: {error.reason}.") from error
             yield Missed(study_name(query), error.reason)
             continue
@@ -146,7 +149,7 @@ def _jobs(
         try:
             yield from _study_jobs(finder, fetch, source, selection, run, study, patient)
         except TransferError as error:
-            if error.reason is Reason.UNREACHABLE:
+            if error.reason in NO_ANSWER:
                 raise SourceError("The PACS has stopped answering.") from error
             yield Missed(study, error.reason)
         run.count(units_done=1)
@@ -211,7 +214,7 @@ def _try(
             may_pass = error.may_pass or len(keys) > 1
             associations.drop()
             failed |= dict.fromkeys(keys, TransferError(error.reason, may_pass=may_pass))
-            if error.reason is Reason.UNREACHABLE or run.stopped.is_set():
+            if error.reason in NO_ANSWER or run.stopped.is_set():
                 return failed | {key: error for group in groups for key in group}
     return failed
 

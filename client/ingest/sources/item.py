@@ -37,8 +37,12 @@ class Reason(StrEnum):
     FAILED = "the PACS failed"
     BROKEN_OFF = "the transfer broke off"
     UNREACHABLE = "the PACS did not answer"
+    NO_TLS = "the PACS broke off before TLS was agreed"
     BAD_ANSWER = "the PACS's answer makes no sense"
     FEWER = "promised by the PACS but not sent"
+
+
+NO_ANSWER = (Reason.UNREACHABLE, Reason.NO_TLS)
 
 
 @dataclass(frozen=True)

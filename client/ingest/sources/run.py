@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echofed.client.ingest.errors import SourceError
-from echofed.client.ingest.sources.item import Fetched, Missed, Outcome, Progress, Reason
+from echofed.client.ingest.sources.item import NO_ANSWER, Fetched, Missed, Outcome, Progress
 from echofed.client.ingest.sources.politeness import Pace, Politeness
 
 Job = Callable[[], None]
@@ -130,7 +130,7 @@ class Run:
             self.count(fetched=1, fetched_bytes=outcome.size_bytes)
             return 0
         self.count(missed=outcome.count)
-        if outcome.reason is not Reason.UNREACHABLE:
+        if outcome.reason not in NO_ANSWER:
             return 0
         if unreachable + 1 >= MAX_UNREACHABLE:
             raise SourceError("The PACS has stopped answering.")

@@ -110,6 +110,10 @@ class DimseSource(Document):
         _check_certificate(self.certificate_file, self.key_file)
         if (self.ca_file or self.certificate_file) and not self.tls:
             raise ValueError("certificates are for tls: true")
+        if self.tls and self.move and not self.certificate_file:
+            raise ValueError(
+                "with tls: true and move, the PACS sends over TLS to us: write certificate_file and key_file"
+            )
         return self
 
 
@@ -132,6 +136,8 @@ class ReceiverSettings(Document):
     @model_validator(mode="after")
     def _fits_together(self) -> "ReceiverSettings":
         _check_certificate(self.certificate_file, self.key_file)
+        if self.ca_file and not self.certificate_file:
+            raise ValueError("ca_file is for TLS: write our certificate_file and key_file, too")
         if not is_loopback(self.host) and not self.peers:
             raise ValueError("write the peers that may send from other machines")
         return self

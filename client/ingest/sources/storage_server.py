@@ -54,13 +54,20 @@ class _Server(ThreadedAssociationServer):
         if address[0].removeprefix("::ffff:") not in self.door.peers:
             stream.close()
             raise ConnectionRefusedError
-        # Shaking hands holds up everyone else.
-        stream.settimeout(_HANDSHAKE_SECONDS)
-        try:
-            return self.door.tls.wrap_socket(stream, server_side=True) if self.door.tls else stream, address
-        except OSError:
-            stream.close()
-            raise
+        return stream, address
+
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: tuple[str, int] | str
+    ) -> None:
+        # Hands are shaken in this thread: one who says nothing holds up nobody else.
+        if self.door.tls is not None and isinstance(request, socket.socket):
+            request.settimeout(_HANDSHAKE_SECONDS)
+            try:
+                request = self.door.tls.wrap_socket(request, server_side=True)
+            except OSError:
+                self.shutdown_request(request)
+                return
+        super().process_request_thread(request, client_address)
 
 
 @contextmanager

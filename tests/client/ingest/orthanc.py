@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ class Orthanc:
 
     Args:
         folder: for its database, configuration and log.
+        changes: of its configuration.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, changes: Mapping[str, Any]) -> None:
+        self._folder, self._changes = folder, changes
         self._namespace = _new_namespace()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +56,7 @@ class Orthanc:
     def start(self) -> None:
         """Start it, or start it again, and wait until it answers."""
         configuration = self._folder / "orthanc.json"
-        configuration.write_text(json.dumps(_configuration(self._folder)))
+        configuration.write_text(json.dumps({**_configuration(self._folder), **self._changes}))
         with self.inside(), (self._folder / "orthanc.log").open("ab") as log:
             self._process = subprocess.Popen([PROGRAM, str(configuration)], stdout=log, stderr=log)
         deadline = time.monotonic() + _START_SECONDS
@@ -103,9 +104,9 @@ class Orthanc:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Orthanc]:
-    """Give a running Orthanc; end it at the end."""
-    orthanc = Orthanc(folder)
+def running(folder: Path, **changes: Any) -> Iterator[Orthanc]:
+    """Give a running Orthanc, its configuration changed so; end it at the end."""
+    orthanc = Orthanc(folder, changes)
     try:
         orthanc.start()
         yield orthanc

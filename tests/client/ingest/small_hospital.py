@@ -1,13 +1,16 @@
 """A small export and the settings it is ingested with, for tests of whole ingests."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import pydicom
 
+from echofed.client.ingest.journal import Entry, open_journal
 from echofed.client.ingest.labels import LabelSettings, LabelTable
 from echofed.client.ingest.outcomes import Verdict
 from echofed.client.ingest.settings import FrameRule, IngestSettings
+from echofed.client.ingest.sources.arrivals import read_values
 from echofed.simulations.phantoms import PhantomSite
 from echofed.simulations.phantoms.dicom_files import DicomSite, write_dicom_site
 from echofed.simulations.phantoms.dicom_truth import Faults
@@ -48,3 +51,21 @@ def changed_copy(path: Path, copy: Path, **values: Any) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(copy)
     return copy
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Return what the journal of an ingest's folder holds."""
+    with open_journal(folder) as journal:
+        return list(journal.entries())
+
+
+def hidden_header(path: Path) -> Path:
+    """Put a private element into a file that sources cannot step over to the patient's name: its length is not told."""
+    content = path.read_bytes()
+    at = content.index(b"\x10\x00\x10\x00PN")
+    creator = struct.pack("<HH2sH6s", 9, 0x10, b"LO", 6, b"ACME 1")
+    unknown = struct.pack("<HH4sI", 9, 0x1010, b"UN\0\0", 0xFFFFFFFF)
+    items = struct.pack("<HHIHHI", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE0DD, 0)
+    path.write_bytes(content[:at] + creator + unknown + items + content[at:])
+    assert read_values(path) is None
+    return path

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import struct
 from pathlib import Path
 
 import pytest
@@ -14,54 +13,26 @@ from echofed.client.ingest.errors import IngestError
 from echofed.client.ingest.forget import forget
 from echofed.client.ingest.forgotten_exams import erase_from_ingest, pseudonyms_of
 from echofed.client.ingest.frame_store import frame_files
-from echofed.client.ingest.journal import Entry, open_journal
+from echofed.client.ingest.journal import open_journal
 from echofed.client.ingest.labels import FolderRule, LabelSettings, LabelTable
+from echofed.client.ingest.leaks import find_leaks
 from echofed.client.ingest.outcomes import SetAsideError, Verdict, Why
 from echofed.client.ingest.pipeline import ingest, ingest_folder
 from echofed.client.ingest.pseudonyms import open_pseudonyms
 from echofed.client.ingest.review.queue import cases
 from echofed.client.ingest.settings import IngestSettings
-from echofed.client.ingest.sources.arrivals import read_values
 from echofed.client.ingest.sources.filters import Filters, Selection
 from echofed.client.ingest.sources.settings import FolderSource, ReceivedSource
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import changed_copy, clean_files, quick_settings, small_hospital
+from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, hidden_header
 
 ACCEPTED = (Verdict.ACCEPTED, "")
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> DicomSite:
-    return small_hospital(tmp_path_factory.mktemp("hospital"))
-
-
-@pytest.fixture
-def alone(hospital: DicomSite) -> IngestSettings:
-    """Settings for a few files: one process."""
-    return quick_settings(hospital, workers=1)
-
-
-def _entries(folder: Path) -> list[Entry]:
-    with open_journal(folder) as journal:
-        return list(journal.entries())
-
-
-def _hidden_header(path: Path) -> Path:
-    """Put a private element of undefined length and unknown representation before the patient's name."""
-    content = path.read_bytes()
-    at = content.index(b"\x10\x00\x10\x00PN")
-    creator = struct.pack("<HH2sH6s", 9, 0x10, b"LO", 6, b"ACME 1")
-    unknown = struct.pack("<HH4sI", 9, 0x1010, b"UN\0\0", 0xFFFFFFFF)
-    items = struct.pack("<HHIHHI", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE0DD, 0)
-    path.write_bytes(content[:at] + creator + unknown + items + content[at:])
-    assert read_values(path) is None
-    return path
 
 
 def test_a_header_that_sources_cannot_step_through_passes_no_filter(
     hospital: DicomSite, tmp_path: Path, alone: IngestSettings
 ) -> None:
-    path = _hidden_header(changed_copy(clean_files(hospital)[0], tmp_path / "export" / "1.dcm"))
+    path = hidden_header(changed_copy(clean_files(hospital)[0], tmp_path / "export" / "1.dcm"))
     settings = alone.model_copy(update={"filters": Filters(stations=("NOWHERE",))})
     folder = tmp_path / "ingest"
     assert ingest_folder(folder, path, settings).read == {(Verdict.REFUSED, Why.FILTERED): 1}
@@ -73,7 +44,7 @@ def test_a_header_that_sources_cannot_step_through_passes_no_filter(
 def test_a_header_that_sources_cannot_step_through_is_of_the_patient_announced(
     hospital: DicomSite, tmp_path: Path
 ) -> None:
-    path = _hidden_header(changed_copy(clean_files(hospital)[0], tmp_path / "1.dcm", PatientID="MARTINEZ-4477"))
+    path = hidden_header(changed_copy(clean_files(hospital)[0], tmp_path / "1.dcm", PatientID="MARTINEZ-4477"))
     dataset, everything = read_dataset(path), Selection(Filters())
     for announced in ("MARTINEZ-4477 ", "", None):
         check_arrival(dataset, everything, announced)
@@ -93,7 +64,7 @@ def test_an_only_copy_that_may_pass_later_is_held(hospital: DicomSite, tmp_path:
     first, second, third = clean_files(hospital)[:3]
     folder, received = tmp_path / "ingest", tmp_path / "ingest" / "received"
     changed_copy(first, received / "1.dcm")
-    _hidden_header(changed_copy(second, received / "2.dcm"))
+    hidden_header(changed_copy(second, received / "2.dcm"))
     changed_copy(third, received / "3.dcm", Modality="CT")
     source = ReceivedSource(path=received)
     report = ingest(folder, source, alone.model_copy(update={"filters": Filters(stations=("NOWHERE",))}))
@@ -153,7 +124,7 @@ def test_forgetting_one_of_two_ids_forgets_the_patient(
     (folder / "ingest.yaml").write_text(f"merges: {tmp_path}/merges.csv\n")
     (tmp_path / "merges.csv").write_text("patient_id,same_as\nSECOND-7781,FIRST-3318\nFIRST-3318,THIRD-2209\n")
     patients = pseudonyms_of(folder, "SECOND-7781")
-    assert patients == pseudonyms_of(folder, "THIRD-2209") == {entry.patient for entry in _entries(folder)}
+    assert patients == pseudonyms_of(folder, "THIRD-2209") == {entry.patient for entry in entries(folder)}
     assert forget(tmp_path, patients, [erase_from_ingest(folder)]).others == 3
     assert list(frame_files(folder)) == []
     settings = alone.model_copy(update={"merges": tmp_path / "merges.csv"})
@@ -204,7 +175,7 @@ def test_what_timed_out_and_what_waited_for_text_recognition_is_read_anew(
     assert report.read.total() == 1
     assert report.copies == 0
     # The one that did not come again still waits.
-    assert {entry.why for entry in _entries(folder) if entry.verdict is Verdict.REVIEW} >= {Why.NO_TEXT_CHECK}
+    assert {entry.why for entry in entries(folder) if entry.verdict is Verdict.REVIEW} >= {Why.NO_TEXT_CHECK}
     assert len(cases(folder / "review")) == 2
 
 
@@ -236,7 +207,31 @@ def test_folders_of_any_name_give_labels(hospital: DicomSite, tmp_path: Path, al
     labels = LabelSettings(folder=FolderRule(labels=names))
     report = ingest_folder(folder, export, alone.model_copy(update={"labels": labels}))
     assert report.read == {ACCEPTED: 4}
-    assert {entry.label for entry in _entries(folder)} == set(names.values())
+    assert {entry.label for entry in entries(folder)} == set(names.values())
+
+
+def test_a_folder_named_after_its_patient_gives_no_label(
+    hospital: DicomSite, tmp_path: Path, alone: IngestSettings
+) -> None:
+    path, export, folder = clean_files(hospital)[0], tmp_path / "export", tmp_path / "ingest"
+    who = {"PatientName": "KARLOVIC^ANNA", "PatientID": "KARL-3318"}
+    names = ("Anna Karlovic", "KARL-3318 liver", "Karlovic", "fibrosis")
+    for number, name in enumerate(names):
+        uids = {"SOPInstanceUID": f"2.25.900{number}", "StudyInstanceUID": f"2.25.9{number}"}
+        changed_copy(path, export / name / "1.dcm", **who, **uids)
+    # A copy that lies in such a folder, and is read when the first is known, gives none either.
+    shutil.copytree(export / names[0], export / "of Karlovic")
+    settings = alone.model_copy(update={"labels": LabelSettings(folder=FolderRule())})
+    report = ingest_folder(folder, export, settings)
+    assert (report.read, report.copies) == ({ACCEPTED: 4}, 1)
+    pseudonyms = open_pseudonyms(folder)
+    labels = {entry.instance: entry.label for entry in entries(folder)}
+    assert labels == {
+        pseudonyms.instance(f"2.25.900{number}"): "" if "karl" in name.lower() else name
+        for number, name in enumerate(names)
+    }
+    # The index is there: nothing in it names anybody.
+    assert find_leaks([folder / "index.csv", folder / "journal.sqlite"], who.values()) == []
 
 
 def test_tables_are_read_before_anything_is_fetched(

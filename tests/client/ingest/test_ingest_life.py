@@ -15,7 +15,7 @@ from echofed.client.ingest import pipeline
 from echofed.client.ingest.errors import IngestError, LeakError
 from echofed.client.ingest.frame_store import frame_files, read_frame
 from echofed.client.ingest.instance import Frame, refuse_leaks
-from echofed.client.ingest.journal import Entry, open_journal
+from echofed.client.ingest.journal import open_journal
 from echofed.client.ingest.labels import LabelSettings, LabelTable
 from echofed.client.ingest.last_search import WITHHELD_FILE, search_stored
 from echofed.client.ingest.leaks import Search, find_leaks
@@ -29,25 +29,9 @@ from echofed.client.ingest.sources.settings import FolderSource
 from echofed.client.settings import SiteSettings
 from echofed.client.site import create_site
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import changed_copy, clean_files, quick_settings, small_hospital
+from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, quick_settings
 
 BY = {"by": "Dr A. Martin", "decided_at": "2030-01-01T00:00:00+00:00"}
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> DicomSite:
-    return small_hospital(tmp_path_factory.mktemp("hospital"))
-
-
-@pytest.fixture
-def alone(hospital: DicomSite) -> IngestSettings:
-    """Settings for a few files: one process."""
-    return quick_settings(hospital, workers=1)
-
-
-def _entries(folder: Path) -> list[Entry]:
-    with open_journal(folder) as journal:
-        return list(journal.entries())
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -73,7 +57,7 @@ def test_processes_that_are_killed_cost_no_instance(hospital: DicomSite, tmp_pat
     report = ingest(tmp_path, FolderSource(path=hospital.export), quick_settings(hospital), kill)
     assert len(killed) >= 2
     assert not {Why.WORKER_DIED, Why.DAMAGED} & {why for _, why in report.read}
-    assert len(_entries(tmp_path)) == len({row.instance for row in hospital.rows if row.kind in ("still", "cine")})
+    assert len(entries(tmp_path)) == len({row.instance for row in hospital.rows if row.kind in ("still", "cine")})
     stored = [path for path in tmp_path.rglob("*") if path.is_file() and "review" not in path.parts]
     assert find_leaks(stored, hospital.identifying) == []
 
@@ -103,11 +87,11 @@ def test_copies_change_nothing_but_a_whole_one_takes_the_place_of_a_damaged_one(
     report = ingest_folder(folder, export, quick_settings(hospital))
     assert (report.read[Verdict.ACCEPTED, ""], report.copies) == (1, 1)
     assert report.training_set.exams == 1
-    (damaged,) = [entry for entry in _entries(folder) if entry.verdict is not Verdict.ACCEPTED]
+    (damaged,) = [entry for entry in entries(folder) if entry.verdict is not Verdict.ACCEPTED]
     assert damaged.verdict is Verdict.QUARANTINED
     shutil.copy(first, export / "a" / "4.dcm")
     ingest_folder(folder, export, quick_settings(hospital))
-    assert [entry.verdict for entry in _entries(folder)] == [Verdict.ACCEPTED] * 2
+    assert [entry.verdict for entry in entries(folder)] == [Verdict.ACCEPTED] * 2
     noted = {row["file"] for row in _rows(folder)}
     assert {str(path.relative_to(folder)) for path in frame_files(folder)} == noted
 
@@ -128,7 +112,7 @@ def test_one_patient_with_two_ids_and_two_people_under_one(
     merges.write_text(f"patient_id,same_as\nSECOND-7781,{header.PatientID}\n")
     settings = alone.model_copy(update={"merges": merges})
     assert ingest_folder(folder, export, settings).training_set.patients == 2
-    assert {entry.patient for entry in _entries(folder)} == {
+    assert {entry.patient for entry in entries(folder)} == {
         open_pseudonyms(folder).patient(str(one)) for one in (header.PatientID, "SHARED-4410")
     }
     changed_copy(
@@ -137,7 +121,7 @@ def test_one_patient_with_two_ids_and_two_people_under_one(
     report = ingest_folder(folder, export, settings)
     assert report.training_set.patients == 1
     shared = open_pseudonyms(folder).patient("SHARED-4410")
-    assert {entry.why for entry in _entries(folder) if entry.patient == shared} == {Why.TWO_PATIENTS}
+    assert {entry.why for entry in entries(folder) if entry.patient == shared} == {Why.TWO_PATIENTS}
     assert shared not in (folder / "index.csv").read_text()
     assert len(list(frame_files(folder))) == len(_rows(folder))
 
@@ -176,11 +160,11 @@ def test_a_mask_that_is_remembered_is_laid_on_the_next_image_of_the_layout(
     report = ingest_folder(folder, export, settings)
     assert report.decided == 1
     assert sorted(path.suffix for path in (folder / "dicom").iterdir()) == [".dcm"] * (2 - report.waiting)
-    entries = {entry.instance: entry for entry in _entries(folder)}
+    by_instance = {entry.instance: entry for entry in entries(folder)}
     second = open_pseudonyms(folder).instance("2.25.9003")
     box = case.writing[0]
-    if entries[second].verdict is Verdict.ACCEPTED:
-        shown, _ = read_frame(folder / str(entries[second].frames[0]["file"]), None)
+    if by_instance[second].verdict is Verdict.ACCEPTED:
+        shown, _ = read_frame(folder / str(by_instance[second].frames[0]["file"]), None)
     else:
         shown = frames_of(folder / "review", second)[0]
     assert box.of(before).any()
@@ -196,7 +180,7 @@ def test_copies_kept_as_dicom_are_readable_and_name_nobody(
         shutil.copy(path, export / f"{number}.dcm")
     ingest_folder(folder, export, alone.model_copy(update={"keep_dicom": True}))
     copies = sorted((folder / "dicom").glob("*.dcm"))
-    assert {path.stem for path in copies} == {entry.instance for entry in _entries(folder)}
+    assert {path.stem for path in copies} == {entry.instance for entry in entries(folder)}
     assert find_leaks(copies, hospital.identifying) == []
     spacing = {row["clip"]: float(row["pixel_spacing_mm"]) for row in _rows(folder)}
     for path in copies:
@@ -271,11 +255,11 @@ def test_texts_do_not_pile_up_and_what_holds_one_is_quarantined(
     report = ingest(folder, FolderSource(path=export), alone, lambda stage, done, total: stages.append(stage))
     assert report.read == {(Verdict.ACCEPTED, ""): 2}
     assert stages.count("Searching") == 2 * (2 + 1)
-    first, second = _entries(folder)
+    first, second = entries(folder)
     with open_journal(folder) as journal:
         # As if this were in the header of another patient.
         assert search_stored(folder, journal, [first, second], {first.frames[0]["file"][-30:-13]}) == 1
-    assert [one.why for one in _entries(folder)] == [Why.IDENTIFIER_LEFT, None]
+    assert [one.why for one in entries(folder)] == [Why.IDENTIFIER_LEFT, None]
     assert not (folder / str(first.frames[0]["file"])).exists()
     assert (folder / str(second.frames[0]["file"])).exists()
 

@@ -15,7 +15,7 @@ from echofed.client.ingest.sources.politeness import Politeness
 from echofed.client.ingest.sources.settings import DicomWebSource, DimseSource, Source
 from echofed.simulations.phantoms.dicom_files import DicomSite
 from tests.client.ingest import orthanc
-from tests.client.ingest.small_hospital import quick_settings, small_hospital
+from tests.client.ingest.small_hospital import quick_settings
 
 POLITE = Politeness(per_second=10_000.0, first_delay_seconds=0.3, attempts=4)
 SOURCES: dict[str, Source] = {
@@ -23,11 +23,6 @@ SOURCES: dict[str, Source] = {
     "c-get": DimseSource(host="127.0.0.1", port=orthanc.DICOM_PORT, ae_title=orthanc.AE_TITLE, batch=3),
 }
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> DicomSite:
-    return small_hospital(tmp_path_factory.mktemp("hospital"))
 
 
 @pytest.fixture(scope="module")

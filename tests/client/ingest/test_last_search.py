@@ -22,7 +22,7 @@ from echofed.client.ingest.pseudonyms import open_pseudonyms
 from echofed.client.ingest.settings import IngestSettings
 from echofed.client.ingest.training_set import write_training_set
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import changed_copy, clean_files, quick_settings, small_hospital
+from tests.client.ingest.small_hospital import changed_copy, clean_files, quick_settings
 
 SURNAMES = frozenset(
     """White Page Head Lang Weight Mean Left Right Body Style Title Solid Grid Root Share Said Device Clip Data Keep Name Null
@@ -30,11 +30,6 @@ SURNAMES = frozenset(
     Index Item Verdict Birth Person Facts Number Sharpness Frozen Nearly Pairs Several Doubtful Brightness Median Quarter Lossy
     Transducer Accession Instance Other Derived Removed Clean Option""".split()  # noqa: SIM905 (as words it can be read)
 )
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> DicomSite:
-    return small_hospital(tmp_path_factory.mktemp("hospital"))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +218,7 @@ def test_a_label_as_a_table_has_it_may_not_be_a_text_of_a_header(hospital: Dicom
     with pytest.raises(LeakError) as found:
         ingest_folder(tmp_path / "ingest", path.parent, settings)
     assert "ingest.yaml" in found.value.remedy
+    assert not (tmp_path / "ingest" / "index.csv").exists()
     (tmp_path / "ingest" / WITHHELD_FILE).unlink()
     named = table.model_copy(update={"labels": {"Hepatic cyst": "Hepatic cyst"}})
     settings = settings.model_copy(update={"labels": LabelSettings(tables=(named,))})

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import pydicom
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.events import Event
 
 from echofed.client.ingest.sources.find import FIND
-from echofed.client.ingest.sources.storage import storage_classes
+from echofed.client.ingest.sources.storage import storage_classes, storage_contexts
 
 GET, MOVE = "1.2.840.10008.5.1.4.1.2.2.3", "1.2.840.10008.5.1.4.1.2.2.2"
 AE_TITLE = "SMALLPACS"
@@ -98,8 +98,8 @@ def serving(pacs: DimsePacs) -> Iterator[DimsePacs]:
     for model in (FIND, GET, MOVE):
         entity.add_supported_context(model)
     for one in storage_classes():
-        entity.add_supported_context(one, scu_role=True, scp_role=True)
-        entity.add_requested_context(one)
+        entity.add_supported_context(one, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+    entity.requested_contexts = storage_contexts()
     entity.require_called_aet = True
     handlers = [(evt.EVT_C_FIND, pacs.find), (evt.EVT_C_GET, pacs.retrieve), (evt.EVT_C_MOVE, pacs.retrieve)]
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)

@@ -1,7 +1,10 @@
 """The storage receiver against senders that may and may not send."""
 
 import io
-from collections.abc import Sequence
+import resource
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -98,6 +101,66 @@ def test_a_full_disk_is_said_to_the_sender(tmp_path: Path) -> None:
         assert _send(port, [FILE]) == [0xA700]
         assert received.refused == 1
     assert list((tmp_path / "received").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a disk in memory with some options; it is gone at the end."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / "received"
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def _largest_file(size_bytes: int) -> Iterator[None]:
+    """Have larger files of this process end where a full disk would end them."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("options", ["size=4m", "size=40m,nr_inodes=4"])
+def test_a_disk_is_filled_and_taken_up_again_once_there_is_room(
+    options: str, small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = small_disk(options)
+    files = {key: small_instance(key, TextValue="x" * 700_000) for key in map("2.25.{}".format, range(100, 108))}
+    with receiving(_settings(), folder) as (port, received):
+        statuses = _send(port, list(files.values()))
+        taken = statuses.index(0xA700)
+        assert 2 <= taken < len(files) - 1
+        assert statuses == [0] * taken + [0xA700] * (len(files) - taken)
+        assert (received.instances, received.refused) == (taken, len(files) - taken)
+        # What was acknowledged is there and whole, and nothing else is.
+        kept = {body_of(path.read_bytes()) for path in folder.iterdir()}
+        assert kept == {body_of(files[key]) for key in list(files)[:taken]}
+        came = fetch(ReceivedSource(path=folder), tmp_path / "spool")
+        assert len(came.files) == taken
+        assert list(folder.iterdir()) == []
+        assert _send(port, list(files.values())[taken : taken + 2]) == [0, 0]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_file_that_ends_half_way_is_not_kept(tmp_path: Path) -> None:
+    folder, large = tmp_path / "received", small_instance("2.25.12", TextValue="x" * 3 * 2**20)
+    with receiving(_settings(), folder) as (port, received):
+        with _largest_file(2**20):
+            assert _send(port, [large, FILE]) == [0xA700, 0]
+        assert [body_of(path.read_bytes()) for path in folder.iterdir()] == [body_of(FILE)]
+        assert _send(port, [large]) == [0]
+        assert (received.instances, received.refused) == (2, 1)
 
 
 def test_an_instance_larger_than_allowed_ends_the_association(tmp_path: Path) -> None:
