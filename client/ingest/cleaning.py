@@ -16,7 +16,7 @@ from echofed.client.ingest.outcomes import Why
 from echofed.client.ingest.overlay import clip_statistics, moves, static_overlay
 from echofed.client.ingest.strokes import crowded, find_strokes, pen_pixels
 
-Check = Literal["ocr", "strokes"]
+Check = Literal["ocr", "person", "strokes"]
 
 _ENOUGH_FRAMES = 3
 """A clip is sent to a person on the first find; what is found on a few frames more shows the person where to look."""
@@ -52,24 +52,25 @@ def clean(
 
     Over a clip with motion, what stands still is masked; writing that is left, in any frame, because it moves, comes and
     goes or is too large, sets `Why.WRITING`. A still, a clip of under five frames and a frozen clip are never masked but
-    by the template: crowded strokes set `Why.UNCERTAIN_STILL`; where there are none, lines of text that are recognised
+    by the template: crowded strokes or colour set `Why.UNCERTAIN_STILL`; where there are none, lines of text that are recognised
     set `Why.WRITING` and what may be large letters `Why.UNCERTAIN_STILL`.
 
     Args:
         frames: one clip's tissue region, uint8 [count, height, width] or RGB [count, height, width, 3], count >= 1.
         is_cine: the file says that this is a clip; whether it moves is seen in the pixels.
-        check: "ocr" for hospitals; "strokes" leaves text recognition out, for phantoms and tests.
+        check: "ocr" for hospitals; "person" sends every still to one, whatever is found; "strokes" leaves text recognition
+            out, for phantoms and tests.
         template_mask: what a person masked for this device and layout, bool [height, width]; masked first.
     """
     grey = to_grey(frames)
     masked = np.zeros(grey.shape[1:], bool) if template_mask is None else template_mask.copy()
-    if check == "ocr" and not recognition.is_installed():
+    if check != "strokes" and not recognition.is_installed():
         return Cleaned(_without(grey, masked), masked, Why.NO_TEXT_CHECK, ())
     statistics = clip_statistics(grey)
     if not (is_cine and moves(grey, statistics)):
         return _clean_still(frames, grey, check, masked)
     masked |= static_overlay(statistics)
-    if check == "ocr":
+    if check != "strokes":
         # What is static shows best where the tissue has moved away or blurs.
         for summary in (statistics.least, np.asarray(statistics.mean.round(), np.uint8)):
             (picture,) = _hidden([summary], masked)
@@ -95,12 +96,14 @@ def _clean_still(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.
         boxes = find_strokes(hidden, around)
         if boxes:
             why = why or Why.UNCERTAIN_STILL
-        elif check == "ocr" and why is None:
+        elif check != "strokes" and why is None:
             # Strokes already send it to a person; without any, text recognition always has a look of its own.
             found = recognition.find_text(hidden)
             boxes = found.boxes
             why = Why.WRITING if found.lines else Why.UNCERTAIN_STILL if found.large else None
         writing += boxes
+    if check == "person":
+        why = why or Why.UNCERTAIN_STILL
     return Cleaned(_without(grey, masked), masked, why, tuple(sorted({*writing})))
 
 
@@ -119,7 +122,7 @@ def _clean_cine(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.b
     """Look for writing that moves, comes and goes or is left: strokes in every frame and, without any, text in every frame."""
     around = _widened(masked)
     writing = {box for frame in frames for box in crowded(pen_pixels(frame) & ~around)}
-    if check == "ocr" and not writing:
+    if check != "strokes" and not writing:
         finds = (recognition.find_text(frame, quickly=True).boxes for frame in _hidden(frames, masked))
         writing = {box for boxes in islice(filter(None, finds), _ENOUGH_FRAMES) for box in boxes}
     return Cleaned(_without(grey, masked), masked, Why.WRITING if writing else None, tuple(sorted(writing)))

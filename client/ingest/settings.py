@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from echofed.client.ingest.cleaning import Check
 from echofed.client.ingest.errors import IngestError
 from echofed.client.ingest.frame_choice import FrameRule as Rule
 from echofed.client.ingest.labels import LabelSettings
@@ -39,8 +40,9 @@ class IngestSettings(Document):
     politeness: Politeness = Politeness()
     receiver: ReceiverSettings = ReceiverSettings()
     frames: FrameRule = FrameRule()
-    text_check: Literal["ocr", "strokes"] = Field(
-        default="ocr", description="ocr: text recognition; strokes: a quicker look that only suits images of nobody."
+    text_check: Check = Field(
+        default="ocr",
+        description="ocr: text recognition; person: also, every still waits for one; strokes: only for images of nobody.",
     )
     ages: Literal["band", "none"] = Field(default="band", description="whether five-year bands of age are kept.")
     merges: Path | None = Field(default=None, description="CSV of patients with two ids: patient_id, same_as.")

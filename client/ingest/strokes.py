@@ -1,4 +1,4 @@
-"""Our own detector of writing, without text recognition: pen strokes are uniform, thin and sharply edged; echoes are not."""
+"""Our own detector of writing, without text recognition: echoes are not thin, flat, sharply edged strokes, and have no colour."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from echofed.client.ingest.windows import counts, largest, opened, smallest
 _THIN_PX = 9
 _MIN_CONTRAST = 40
 _MIN_SATURATION = 50
+_DARK = 20
 _WINDOW_PX = (12, 48)
 MIN_PENS, MIN_DARK_PENS = 28, 20
 """Pen pixels in a window that make writing, lighter or darker than its ground. Phantoms have up to 25 and 14, words of 9 px at
@@ -89,7 +90,7 @@ def _strokes(edges: _Edges, depth: Pixels, height: Pixels) -> NDArray[np.bool_]:
 
 
 def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> tuple[Box, ...]:
-    """Return boxes where pen pixels crowd as they do in writing; deliberately finds too much rather than too little.
+    """Return boxes where pen pixels or colour crowd as in writing; deliberately finds too much rather than too little.
 
     Args:
         picture: grey uint8 [height, width] or RGB [height, width, 3].
@@ -97,10 +98,20 @@ def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> t
     """
     brightness, saturation = _planes(picture)
     edges = _edges(brightness, _MIN_CONTRAST)
-    bright, dark = _pens(edges, saturation), _dark_strokes(edges)
-    if ignored is not None:
-        bright, dark = bright & ~ignored, dark & ~ignored
-    return crowded(bright) + crowded(dark, MIN_DARK_PENS)
+    seen = True if ignored is None else ~ignored
+    bright, dark = _pens(edges, saturation) & seen, _dark_strokes(edges) & seen
+    coloured = () if saturation is None else crowded(_coloured(brightness, saturation) & seen)
+    return crowded(bright) + crowded(dark, MIN_DARK_PENS) + coloured
+
+
+def _coloured(brightness: Pixels, saturation: Pixels) -> NDArray[np.bool_]:
+    """Return the pixels with far more colour for their brightness than most: soft writing, marks, flow.
+
+    A tint of the whole picture, as on screens that show echoes in sepia, is none.
+    """
+    lit = brightness > _DARK
+    tint = float(np.median(saturation[lit] / brightness[lit])) if lit.any() else 0.0
+    return np.asarray(saturation > brightness * tint + _MIN_SATURATION)
 
 
 def crowded(pens: NDArray[np.bool_], enough: int = MIN_PENS) -> tuple[Box, ...]:

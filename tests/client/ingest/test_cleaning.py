@@ -44,6 +44,11 @@ def test_a_clean_clip_keeps_its_tissue() -> None:
     np.testing.assert_array_equal(cleaned.frames[:, ~cleaned.masked], frames[..., 0][:, ~cleaned.masked])
 
 
+def test_where_a_person_is_asked_no_still_passes() -> None:
+    assert clean(TISSUE[None], is_cine=False, check="person").why is Why.UNCERTAIN_STILL
+    assert clean(clip(), is_cine=True, check="person").why is None
+
+
 @pytest.mark.parametrize("is_cine", [False, True])
 def test_a_still_with_writing_waits_for_a_person(is_cine: bool) -> None:
     frames = np.repeat(TISSUE[None, ..., None], 3, 3).copy()

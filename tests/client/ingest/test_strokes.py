@@ -6,15 +6,15 @@ import pytest
 from echofed.client.ingest.geometry import Box, Pixels
 from echofed.client.ingest.strokes import find_strokes, pen_pixels
 from echofed.simulations.phantoms import random_phantoms
-from tests.client.ingest.planted_text import COLOURS, FONTS, FontKind, plant
+from tests.client.ingest.planted_text import COLOURS, FONTS, PLAIN, FontKind, Look, plant
 
 BACKGROUND = random_phantoms(1, 320, seed=5)[0]
 
 
-def written(font: FontKind, colour: str, size_px: int = 14) -> tuple[Pixels, Box]:
+def written(font: FontKind, colour: str, size_px: int = 14, look: Look = PLAIN) -> tuple[Pixels, Box]:
     frames = np.repeat(BACKGROUND[None, ..., None], 3, 3).copy()
     text = ("Kowalska, Eva", font, size_px, colour, "tissue", "fixed")
-    (planted,) = plant(frames, Box(0, 0, 320, 320), [text], np.random.default_rng(1))
+    (planted,) = plant(frames, Box(0, 0, 320, 320), [text], np.random.default_rng(1), look)
     return frames[0], planted.box
 
 
@@ -38,11 +38,24 @@ def test_colour_that_tissue_does_not_have_is_found_at_equal_brightness() -> None
     assert not pen_pixels(picture[:20]).any()
 
 
-def test_colour_flow_is_not_a_pen() -> None:
+def test_colour_flow_is_not_a_pen_but_nobody_can_say_what_it_hides() -> None:
     rows, columns = np.mgrid[:120, :160]
     speed = np.exp(-((rows - 60) ** 2 + (columns - 80) ** 2) / 900)
     picture = np.stack([80 + 170 * speed, 80 - 60 * speed, 80 - 60 * speed], 2).astype(np.uint8)
-    assert not find_strokes(picture)
+    assert not pen_pixels(picture).any()
+    assert find_strokes(picture)
+
+
+@pytest.mark.parametrize("blur_px", [1.0, 2.0])
+def test_soft_writing_in_colour_is_found(blur_px: float) -> None:
+    look = Look(30, blur_px)
+    assert find_strokes(written("vector", "yellow", 18, look)[0])
+    assert not find_strokes(written("vector", "white", 18, look)[0])  # for text recognition to find
+
+
+def test_a_tint_of_all_echoes_is_no_colour() -> None:
+    sepia = (BACKGROUND[..., None] * (1.0, 0.8, 0.4)).astype(np.uint8)
+    assert not find_strokes(sepia)
 
 
 def test_what_is_ignored_does_not_count() -> None:
