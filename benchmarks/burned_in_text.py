@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from echofed.client.ingest.cleaning import Cleaned, clean
@@ -46,6 +47,7 @@ from tests.client.ingest.planted_text import (
     text_mask,
 )
 
+Places = NDArray[np.intp]
 Text = tuple[str, FontKind, int, str, Place, Motion]
 MASKED_SHARE = 0.95
 CLIP_FRAMES = 10
@@ -128,17 +130,21 @@ def is_cropped(planted: Planted, box: Box) -> bool:
 
 
 def verdict(planted: Planted, cleaned: Cleaned, box: Box) -> str:
-    """Return what became of a string; it counts as masked if 95% of its ink is."""
+    """Return what became of a string; it counts as masked if 95% of its ink is, in every frame."""
     if is_cropped(planted, box):
         return "cropped"
     ink = text_mask(planted.text, planted.font, planted.size_px, planted.look) > 0.25
     rows, columns = np.nonzero(ink)
     rows, columns = rows + planted.box.top + 1 - box.top, columns + planted.box.left + 1 - box.left
-    seen = (rows >= 0) & (columns >= 0) & (rows < box.height) & (columns < box.width)
-    covered = float(cleaned.masked[rows[seen], columns[seen]].mean()) if seen.any() else 1.0
-    if planted.motion == "fixed" and covered >= MASKED_SHARE:
+    if all(_covered(cleaned, rows + down, columns + aside) for down, aside in planted.path):
         return "masked"
     return "left" if cleaned.why is None else "review"
+
+
+def _covered(cleaned: Cleaned, rows: Places, columns: Places) -> bool:
+    height, width = cleaned.masked.shape
+    seen = (rows >= 0) & (columns >= 0) & (rows < height) & (columns < width)
+    return not seen.any() or bool(cleaned.masked[rows[seen], columns[seen]].mean() >= MASKED_SHARE)
 
 
 def planted_stills(seed: int, per_style: int, real: Sequence[tuple[Pixels, tuple[int, int]]]) -> Iterator[Outcome]:

@@ -14,7 +14,7 @@ from echofed.client.ingest import recognition
 from echofed.client.ingest.geometry import Box, Pixels
 from echofed.client.ingest.outcomes import Why
 from echofed.client.ingest.overlay import clip_statistics, moves, static_overlay
-from echofed.client.ingest.strokes import crowded, find_strokes, pen_pixels
+from echofed.client.ingest.strokes import coloured_pixels, crowded, find_strokes, pen_pixels
 
 Check = Literal["ocr", "person", "strokes"]
 
@@ -74,7 +74,7 @@ def clean(
         # What is static shows best where the tissue has moved away or blurs.
         for summary in (statistics.least, np.asarray(statistics.mean.round(), np.uint8)):
             (picture,) = _hidden([summary], masked)
-            for box in recognition.find_text(picture).lines:
+            for box in recognition.find_text(picture, "usual").lines:
                 masked[box.top : box.bottom, box.left : box.right] = True
     return _clean_cine(frames, grey, check, masked)
 
@@ -119,11 +119,12 @@ def _different(frames: Pixels, grey: Pixels) -> list[Pixels]:
 
 
 def _clean_cine(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.bool_]) -> Cleaned:
-    """Look for writing that moves, comes and goes or is left: strokes in every frame and, without any, text in every frame."""
-    around = _widened(masked)
-    writing = {box for frame in frames for box in crowded(pen_pixels(frame) & ~around)}
+    """Look for writing that moves, comes and goes or is left: strokes and colour in every frame and, without any, text."""
+    seen = ~_widened(masked)
+    drawn = (plane & seen for frame in frames for plane in (pen_pixels(frame), coloured_pixels(frame)))
+    writing = {box for plane in drawn for box in crowded(plane)}
     if check != "strokes" and not writing:
-        finds = (recognition.find_text(frame, quickly=True).boxes for frame in _hidden(frames, masked))
+        finds = (recognition.find_text(frame, "quick").boxes for frame in _hidden(frames, masked))
         writing = {box for boxes in islice(filter(None, finds), _ENOUGH_FRAMES) for box in boxes}
     return Cleaned(_without(grey, masked), masked, Why.WRITING if writing else None, tuple(sorted(writing)))
 

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from echofed.client.ingest.colours import brightest
 from echofed.client.ingest.geometry import Box, Pixels
 
 Scales = tuple[float, float]
+Look = Literal["quick", "usual", "thorough"]
 SCALES, SMALL_SCALES = (1.5, 2.0), (2.0, 3.0)
 LARGE_SCALES = ((0.5, 1.0), (0.25, 0.5))
 DIAGONAL_SCALES, SMALL_DIAGONAL_SCALES = (1.0, 1.5), (1.5, 2.0)
+SHARP_SCALES, SMALL_SHARP_SCALES = (2.0, 3.0), (2.5, 4.0)
 """Writing is found at either scale of two; what is found at one only is mostly tissue, so their probabilities are averaged.
 If the first has nothing, the second is not asked. Letters above about 60 px are seen as such in a picture made smaller."""
 MIN_PROBABILITY = 0.3
@@ -26,6 +29,7 @@ MIN_MEAN_PROBABILITY = 0.5
 MIN_MEAN_OF_LONG, _LONG = 0.45, 4.5
 """What is so many times as long as it is high is seldom tissue: nearly sure at one scale is enough."""
 _NOTHING = 0.1
+_SHARPENED_SIGMA_PX, _SHARPENING = 1.5, 2.0
 MAX_LINE_PX = 48
 """What is marked of a line of a scanner's text is less high, however it is turned; what is higher may also be tissue."""
 _SMALL_SIDE_PX = 320
@@ -54,16 +58,17 @@ class Finds:
         return self.lines + self.large
 
 
-def find_text(picture: Pixels, quickly: bool = False) -> Finds:
+def find_text(picture: Pixels, look: Look = "thorough") -> Finds:
     """Return boxes around whatever looks like text of any direction, with a margin of about half a line's height.
 
     Looks for letters from 6 to about 200 px high; says nothing about what is written. One thread; a picture of 500 x 500
-    without any takes about 2 s, quickly 0.5 s. Memory does not grow with what the network needs for the whole picture: it
+    without any takes about 4 s, a quick look 0.5 s. Memory does not grow with what the network needs for the whole picture: it
     looks at tiles.
 
     Args:
         picture: grey uint8 [height, width] or RGB [height, width, 3].
-        quickly: see little of what is diagonal or only seen at the finest scale; for a clip's many frames.
+        look: "quick" sees little of what is diagonal or only seen at the finest scale, for a clip's many frames; "usual" little
+            of what is small and faint on bright tissue.
 
     Raises:
         FileNotFoundError: RapidOCR is not installed, see `is_installed`.
@@ -71,8 +76,9 @@ def find_text(picture: Pixels, quickly: bool = False) -> Finds:
     Reference: Liao et al. (2020), "Real-time scene text detection with differentiable binarization", as trained for PP-OCRv4.
     """
     lines, large = np.zeros((2, *picture.shape[:2]), bool)
-    for degrees, scales in _views(max(picture.shape[:2]) < _SMALL_SIDE_PX, quickly):
-        probability = _mean_probability(_turned(picture, degrees), scales)
+    sharpened = _sharpened(picture) if look == "thorough" else picture
+    for degrees, scales, is_sharpened in _views(max(picture.shape[:2]) < _SMALL_SIDE_PX, look):
+        probability = _mean_probability(_turned(sharpened if is_sharpened else picture, degrees), scales)
         if probability is None:
             continue
         scale = max(scales)
@@ -83,14 +89,24 @@ def find_text(picture: Pixels, quickly: bool = False) -> Finds:
     return Finds(_joined(lines), _joined(large))
 
 
-def _views(small: bool, quickly: bool) -> Iterator[tuple[int, Scales]]:
-    """Yield by how many degrees the picture is turned and at which scales it is looked at."""
+def _views(small: bool, look: Look) -> Iterator[tuple[int, Scales, bool]]:
+    """Yield by how many degrees the picture is turned, at which scales it is looked at, and whether it is sharpened."""
     finest, diagonal = (SMALL_SCALES, SMALL_DIAGONAL_SCALES) if small else (SCALES, DIAGONAL_SCALES)
+    sharp = SMALL_SHARP_SCALES if small else SHARP_SCALES
     for degrees in (0, 90):
-        for scales in (finest if quickly else finest[::-1], *LARGE_SCALES):
-            yield degrees, scales
-    for degrees in () if quickly else (45, -45):
-        yield degrees, diagonal[::-1]
+        for scales in (finest if look == "quick" else finest[::-1], *LARGE_SCALES):
+            yield degrees, scales, False
+    for degrees in () if look == "quick" else (45, -45):
+        yield degrees, diagonal[::-1], False
+    for degrees in (0, 90) if look == "thorough" else ():
+        yield degrees, sharp[::-1], True
+
+
+def _sharpened(picture: Pixels) -> Pixels:
+    """Return a picture's brightness with its edges raised: small grey letters on bright tissue are only seen so."""
+    brightness = (picture if picture.ndim == 2 else brightest(picture)).astype(np.float32)
+    edges = brightness - ndimage.gaussian_filter(brightness, _SHARPENED_SIGMA_PX)
+    return np.asarray(np.clip(brightness + _SHARPENING * edges, 0, 255), np.uint8)
 
 
 def _turned(values: NDArray[Any], degrees: int, shape: tuple[int, int] | None = None) -> NDArray[Any]:

@@ -98,17 +98,27 @@ def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> t
     """
     brightness, saturation = _planes(picture)
     edges = _edges(brightness, _MIN_CONTRAST)
-    seen = True if ignored is None else ~ignored
-    bright, dark = _pens(edges, saturation) & seen, _dark_strokes(edges) & seen
-    coloured = () if saturation is None else crowded(_coloured(brightness, saturation) & seen)
-    return crowded(bright) + crowded(dark, MIN_DARK_PENS) + coloured
+    bright, dark = _pens(edges, saturation), _dark_strokes(edges)
+    coloured = _coloured(brightness, saturation)
+    if ignored is not None:
+        bright, dark, coloured = bright & ~ignored, dark & ~ignored, coloured & ~ignored
+    return crowded(bright) + crowded(dark, MIN_DARK_PENS) + crowded(coloured)
 
 
-def _coloured(brightness: Pixels, saturation: Pixels) -> NDArray[np.bool_]:
+def coloured_pixels(picture: Pixels) -> NDArray[np.bool_]:
     """Return the pixels with far more colour for their brightness than most: soft writing, marks, flow.
 
     A tint of the whole picture, as on screens that show echoes in sepia, is none.
+
+    Args:
+        picture: grey uint8 [height, width], which has none, or RGB [height, width, 3].
     """
+    return _coloured(*_planes(picture))
+
+
+def _coloured(brightness: Pixels, saturation: Pixels | None) -> NDArray[np.bool_]:
+    if saturation is None:
+        return np.zeros(brightness.shape, np.bool_)
     lit = brightness > _DARK
     tint = float(np.median(saturation[lit] / brightness[lit])) if lit.any() else 0.0
     return np.asarray(saturation > brightness * tint + _MIN_SATURATION)

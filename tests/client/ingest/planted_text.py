@@ -97,7 +97,10 @@ PLAIN = Look()
 
 @dataclass(frozen=True)
 class Planted:
-    """A string and how it was written; `box` encloses its pixels in the frame it was planted in."""
+    """A string and how it was written; `box` encloses its pixels in the first frame it was planted in.
+
+    `path` is how far (down, aside) it has moved from there in each frame.
+    """
 
     text: str
     font: FontKind
@@ -107,6 +110,7 @@ class Planted:
     motion: Motion
     box: Box
     look: Look = PLAIN
+    path: tuple[tuple[int, int], ...] = ((0, 0),)
 
 
 def invented_text(generator: np.random.Generator) -> str:
@@ -271,7 +275,8 @@ def plant(
             draw_text(frame, ink, colour, font == "outlined", row + int(down), column + int(aside))
             for frame, (down, aside) in zip(frames, steps, strict=True)
         ]
-        planted.append(Planted(text, font, size_px, colour, place, motion, boxes[0], look))
+        path = tuple((int(down), int(aside)) for down, aside in steps - steps[0])
+        planted.append(Planted(text, font, size_px, colour, place, motion, boxes[0], look, path))
     return tuple(planted)
 
 

@@ -10,7 +10,7 @@ from echofed.client.ingest import recognition
 from echofed.client.ingest.geometry import Box, Pixels
 from echofed.client.ingest.recognition import Finds, find_text, is_installed
 from echofed.simulations.phantoms import random_phantoms
-from tests.client.ingest.planted_text import PLAIN, FontKind, Look, plant, recompressed
+from tests.client.ingest.planted_text import PLAIN, FontKind, Look, phantom_tissue, plant, recompressed, screen, styles
 
 BACKGROUND = random_phantoms(1, 192, seed=5)[0]
 
@@ -57,7 +57,22 @@ def test_letters_larger_than_a_scanner_writes_may_be_tissue() -> None:
 
 def test_a_quick_look_finds_lines_too() -> None:
     picture, place = written("vector", 20, "white", Look(90, 1.0))
-    assert share_found(find_text(picture, quickly=True).lines, place) > 0.5
+    assert share_found(find_text(picture, "quick").lines, place) > 0.5
+
+
+@pytest.mark.parametrize("seed", [24, 36])
+def test_small_grey_letters_on_bright_tissue_are_only_seen_sharpened(seed: int) -> None:
+    (style,) = (style for style in styles() if style.name == "dorado-240x320")
+    generator = np.random.default_rng(seed)
+    frames = screen(style, phantom_tissue(style, generator))[None]
+    (planted,) = plant(frames, style.box, [("19/09/2023", "vector", 9, "grey", "corner", "fixed")], generator)
+    picture, top, left = style.box.of(frames[0]), style.box.top, style.box.left
+    assert find_text(picture, "usual").boxes == ()
+    (box,) = find_text(picture).lines
+    assert box.top + top < planted.box.bottom
+    assert planted.box.top < box.bottom + top
+    assert box.left + left < planted.box.right
+    assert planted.box.left < box.right + left
 
 
 def test_nothing_is_found_in_tissue() -> None:
