@@ -14,7 +14,7 @@ from echofed.client.ingest import recognition
 from echofed.client.ingest.geometry import Box, Pixels
 from echofed.client.ingest.outcomes import Why
 from echofed.client.ingest.overlay import clip_statistics, moves, static_overlay
-from echofed.client.ingest.strokes import coloured_pixels, crowded, find_strokes, pen_pixels
+from echofed.client.ingest.strokes import crowded, find_strokes, pen_pixels
 
 Check = Literal["ocr", "person", "strokes"]
 
@@ -52,8 +52,8 @@ def clean(
 
     Over a clip with motion, what stands still is masked; writing that is left, in any frame, because it moves, comes and
     goes or is too large, sets `Why.WRITING`. A still, a clip of under five frames and a frozen clip are never masked but
-    by the template: crowded strokes or colour set `Why.UNCERTAIN_STILL`; where there are none, lines of text that are recognised
-    set `Why.WRITING` and what may be large letters `Why.UNCERTAIN_STILL`.
+    by the template: crowded strokes, colour among them, set `Why.UNCERTAIN_STILL`; where there are none, lines of text that
+    are recognised set `Why.WRITING` and what may be large letters `Why.UNCERTAIN_STILL`.
 
     Args:
         frames: one clip's tissue region, uint8 [count, height, width] or RGB [count, height, width, 3], count >= 1.
@@ -119,10 +119,9 @@ def _different(frames: Pixels, grey: Pixels) -> list[Pixels]:
 
 
 def _clean_cine(frames: Pixels, grey: Pixels, check: Check, masked: NDArray[np.bool_]) -> Cleaned:
-    """Look for writing that moves, comes and goes or is left: strokes and colour in every frame and, without any, text."""
+    """Look for writing that moves, comes and goes or is left: strokes in every frame and, without any, text in every frame."""
     seen = ~_widened(masked)
-    drawn = (plane & seen for frame in frames for plane in (pen_pixels(frame), coloured_pixels(frame)))
-    writing = {box for plane in drawn for box in crowded(plane)}
+    writing = {box for frame in frames for box in crowded(pen_pixels(frame) & seen)}
     if check != "strokes" and not writing:
         finds = (recognition.find_text(frame, "quick").boxes for frame in _hidden(frames, masked))
         writing = {box for boxes in islice(filter(None, finds), _ENOUGH_FRAMES) for box in boxes}

@@ -21,7 +21,6 @@ import os
 import re
 import sqlite3
 import stat
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -120,7 +119,8 @@ class _Pattern:
 class _Index:
     """Patterns by the four bytes they begin with, at each of their first `stride` offsets.
 
-    `foreign` translates a byte to 0 if it is null, 1 if it is in one of these words of four bytes, 2 if in none.
+    `foreign` translates a byte to 0 if it is null, 1 if it is in one of these words of four bytes, 2 if in none. `grams` are
+    these words in order, and `places`, [grams, 2], their offset and the length of their pattern.
     """
 
     stride: int
@@ -128,7 +128,7 @@ class _Index:
     foreign: bytes
     table: NDArray[np.bool_]
     grams: NDArray[np.uint32]
-    places: dict[int, tuple[tuple[int, int], ...]]
+    places: NDArray[np.int64]
     longest: int
 
 
@@ -287,19 +287,19 @@ def _index(patterns: dict[bytes, _Pattern], stride: int) -> _Index:
     With a stride of four only every fourth word of four bytes is looked up: whatever holds a pattern of seven bytes or more
     holds one of the four words that begin at its first four offsets.
     """
-    where: defaultdict[int, set[tuple[int, int]]] = defaultdict(set)
-    for content in patterns:
-        for offset in range(stride):
-            where[int.from_bytes(content[offset : offset + _GRAM], "little")].add((offset, len(content)))
-    grams = np.array(sorted(where), np.uint32)
+    width = stride + _GRAM - 1
+    heads = np.frombuffer(b"".join(content[:width] for content in patterns), np.uint8).reshape(-1, width)
+    lengths = np.fromiter(map(len, patterns), np.int64, len(patterns))
+    words = [np.ascontiguousarray(heads[:, offset : offset + _GRAM]).view("<u4")[:, 0] for offset in range(stride)]
+    offsets = np.arange(stride).repeat(len(patterns))
+    grams, places = np.concatenate(words), np.stack([offsets, np.tile(lengths, stride)], 1)
+    order = np.argsort(grams)
+    grams, places = grams[order], places[order]
     used = set(grams.tobytes())
     foreign = bytes(0 if byte == 0 else 1 if byte in used else 2 for byte in range(256))
     table = np.zeros(2 ** int(np.clip(len(grams).bit_length() + 6, *_TABLE_BITS)), np.bool_)
     table[_hash(grams, table)] = True
-    longest = max(map(len, patterns), default=0)
-    return _Index(
-        stride, patterns, foreign, table, grams, {gram: tuple(sorted(found)) for gram, found in where.items()}, longest
-    )
+    return _Index(stride, patterns, foreign, table, grams, places, int(lengths.max(initial=0)))
 
 
 def _hash(grams: NDArray[np.uint32], table: NDArray[np.bool_]) -> NDArray[np.uint32]:
@@ -308,8 +308,9 @@ def _hash(grams: NDArray[np.uint32], table: NDArray[np.bool_]) -> NDArray[np.uin
 
 def _find_in(chunk: bytes, index: _Index) -> Iterator[tuple[int, str, str]]:
     for position in _candidates(chunk, index):
-        gram = int.from_bytes(chunk[position : position + _GRAM], "little")
-        for offset, length in index.places[gram]:
+        gram = np.uint32(int.from_bytes(chunk[position : position + _GRAM], "little"))
+        first, behind = np.searchsorted(index.grams, gram, "left"), np.searchsorted(index.grams, gram, "right")
+        for offset, length in sorted(set(map(tuple, index.places[first:behind].tolist()))):
             start = position - offset
             if start < 0:
                 continue

@@ -14,6 +14,7 @@ _THIN_PX = 9
 _MIN_CONTRAST = 40
 _MIN_SATURATION = 50
 _DARK = 20
+_FEW_COLOURED = 12
 _WINDOW_PX = (12, 48)
 MIN_PENS, MIN_DARK_PENS = 28, 20
 """Pen pixels in a window that make writing, lighter or darker than its ground. Phantoms have up to 25 and 14, words of 9 px at
@@ -45,17 +46,30 @@ def pen_pixels(picture: Pixels) -> NDArray[np.bool_]:
 
 
 def _planes(picture: Pixels) -> tuple[Pixels, Pixels | None]:
-    """Return each pixel's brightness and saturation, None for it where no pixel is strongly coloured."""
+    """Return each pixel's brightness and saturation, None for it where too few are strongly coloured to matter."""
     if picture.ndim == 2:
         return picture, None
     most = brightest(picture)
     saturation = most - darkest(picture)
-    return most, saturation if saturation.max() > _MIN_SATURATION else None
+    few = np.count_nonzero(saturation > _MIN_SATURATION) < _FEW_COLOURED
+    return most, None if few else saturation
 
 
 def _pens(edges: _Edges, saturation: Pixels | None) -> NDArray[np.bool_]:
     light = _light_strokes(edges)
-    return light if saturation is None else light | _light_strokes(_edges(saturation, _MIN_SATURATION))
+    if saturation is None:
+        return light
+    return light | _light_strokes(_edges(saturation, _MIN_SATURATION)) | _coloured(edges.plane, saturation)
+
+
+def _coloured(brightness: Pixels, saturation: Pixels) -> NDArray[np.bool_]:
+    """Return the pixels with far more colour for their brightness than most: soft writing, marks, flow.
+
+    A tint of the whole picture, as on screens that show echoes in sepia, is none.
+    """
+    lit = brightness > _DARK
+    tint = float(np.median(saturation[lit] / brightness[lit])) if lit.any() else 0.0
+    return np.asarray(saturation > brightness * tint + _MIN_SATURATION)
 
 
 def _edges(plane: Pixels, min_contrast: int) -> _Edges:
@@ -90,7 +104,7 @@ def _strokes(edges: _Edges, depth: Pixels, height: Pixels) -> NDArray[np.bool_]:
 
 
 def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> tuple[Box, ...]:
-    """Return boxes where pen pixels or colour crowd as in writing; deliberately finds too much rather than too little.
+    """Return boxes where pen pixels crowd as they do in writing; deliberately finds too much rather than too little.
 
     Args:
         picture: grey uint8 [height, width] or RGB [height, width, 3].
@@ -99,29 +113,9 @@ def find_strokes(picture: Pixels, ignored: NDArray[np.bool_] | None = None) -> t
     brightness, saturation = _planes(picture)
     edges = _edges(brightness, _MIN_CONTRAST)
     bright, dark = _pens(edges, saturation), _dark_strokes(edges)
-    coloured = _coloured(brightness, saturation)
     if ignored is not None:
-        bright, dark, coloured = bright & ~ignored, dark & ~ignored, coloured & ~ignored
-    return crowded(bright) + crowded(dark, MIN_DARK_PENS) + crowded(coloured)
-
-
-def coloured_pixels(picture: Pixels) -> NDArray[np.bool_]:
-    """Return the pixels with far more colour for their brightness than most: soft writing, marks, flow.
-
-    A tint of the whole picture, as on screens that show echoes in sepia, is none.
-
-    Args:
-        picture: grey uint8 [height, width], which has none, or RGB [height, width, 3].
-    """
-    return _coloured(*_planes(picture))
-
-
-def _coloured(brightness: Pixels, saturation: Pixels | None) -> NDArray[np.bool_]:
-    if saturation is None:
-        return np.zeros(brightness.shape, np.bool_)
-    lit = brightness > _DARK
-    tint = float(np.median(saturation[lit] / brightness[lit])) if lit.any() else 0.0
-    return np.asarray(saturation > brightness * tint + _MIN_SATURATION)
+        bright, dark = bright & ~ignored, dark & ~ignored
+    return crowded(bright) + crowded(dark, MIN_DARK_PENS)
 
 
 def crowded(pens: NDArray[np.bool_], enough: int = MIN_PENS) -> tuple[Box, ...]:
