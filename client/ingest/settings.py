@@ -52,7 +52,9 @@ class IngestSettings(Document):
     )
     encryption: Literal["none", "passphrase", "keyring"] = Field(default="none", description="of the stored frames.")
     workers: int | None = Field(default=None, ge=1, le=256, description="processes that decode; null: one a core.")
-    seconds_per_instance: float = Field(default=60.0, gt=0, le=3600, description="after which reading one is given up.")
+    seconds_per_instance: float = Field(
+        default=300.0, gt=0, le=3600, description="after which reading one is given up."
+    )
     memory_mb_per_worker: int = Field(default=2048, ge=512, le=2**20, description="beyond what a process starts with.")
 
     @model_validator(mode="after")
