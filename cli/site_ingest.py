@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,21 +61,28 @@ def receive(state: State = Path("site")) -> None:
     folder.chmod(0o700)
     settings, received = read_settings(folder), folder / RECEIVED_FOLDER
     store_key(folder)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        # Where Python is finalizing an object it swallows what is raised: the loop looks, too.
+        stopped.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with receiving(settings.receiver, received) as (port, _):
         typer.echo(f"Receiving as {settings.receiver.ae_title} at {settings.receiver.host}:{port}. Ctrl-C stops.")
         if held := take_up_held(received):
             typer.echo(f"{held:,} files that were held are tried again.")
         # An ingest that was stopped may have noted instances that its index does not have yet.
         is_behind = (folder / JOURNAL_FILE).exists()
-        try:
-            while True:
+        with suppress(KeyboardInterrupt):
+            while not stopped.is_set():
                 seconds = WAIT_SECONDS
                 if is_behind or any(received.glob("*.dcm")):
                     is_behind, seconds = _ingest_received(state, settings)
                 time.sleep(seconds)
-        except KeyboardInterrupt:
-            typer.echo("Stopped; what was received and not ingested is ingested at the next start.")
+        typer.echo("Stopped; what was received and not ingested is ingested at the next start.")
 
 
 def review(

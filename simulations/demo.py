@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 from echofed.client.ingest.labels import LabelSettings, LabelTable
 from echofed.client.ingest.pipeline import IngestReport, ingest_folder
@@ -17,6 +18,7 @@ from echofed.simulations.phantoms import PhantomSite, default_sites
 from echofed.simulations.phantoms.dicom_files import write_dicom_site
 from echofed.simulations.phantoms.dicom_shots import Clips
 from echofed.simulations.phantoms.dicom_truth import Faults
+from echofed.simulations.phantoms.lesions import Label
 from echofed.simulations.progress import Report, silent
 from echofed.simulations.run import RUN_FILE, Simulation, simulate_study
 from echofed.simulations.sites import DataSource
@@ -109,7 +111,8 @@ def _export(exports: Path, hospital: PhantomSite, place: int, seed: int) -> None
 
 
 def _ingest(folder: Path, exported: Path, workers: int) -> IngestReport:
-    labels = LabelTable(file=(exported / "labels.csv").absolute(), accession="accession_number")
+    named = {label: label for label in get_args(Label)}
+    labels = LabelTable(file=(exported / "labels.csv").absolute(), accession="accession_number", labels=named)
     settings = IngestSettings(
         text_check="strokes",
         frames=FrameRule(rule="every", step=6, most=1),

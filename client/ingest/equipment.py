@@ -66,7 +66,7 @@ TRANSDUCER_TYPES = frozenset(
 
 _MODEL_CODE = re.compile(r"(?=.*\d)[A-Z]{0,3}-?\d{1,4}[A-Z]{0,2}", re.ASCII)
 _PROBE_CODE = re.compile(r"[A-Z]{1,3}\d{1,2}(?:[-_]\d{1,2})?[A-Za-z]{0,2}", re.ASCII)
-_MAX_MODEL_WORDS = 4
+_MAX_MODEL_WORDS, _MAX_MODEL_DIGITS = 4, 4
 _SHORTEST_PART = 3
 
 
@@ -79,7 +79,7 @@ def vendor_name(text: str, pseudonyms: Pseudonyms) -> str:
 
 
 def model_name(text: str, identifying: Collection[str], pseudonyms: Pseudonyms) -> str:
-    """Return the model if each of its words is on the list or a short code such as CX50, else a code; empty if none is given.
+    """Return the model if each word is on the list or a short code such as CX50, else a code; empty if none is given.
 
     Args:
         text: ManufacturerModelName.
@@ -92,7 +92,11 @@ def model_name(text: str, identifying: Collection[str], pseudonyms: Pseudonyms) 
     listed = len(words) <= _MAX_MODEL_WORDS and all(
         word.casefold() in MODEL_WORDS or _MODEL_CODE.fullmatch(word) for word in words
     )
-    return " ".join(words) if listed and not _shares(words, identifying) else _unlisted(text, pseudonyms)
+    # Ids and dates can be written in groups; digits alone name no model.
+    together = "".join(words)
+    is_number = together.isdigit() or sum(sign.isdigit() for sign in together) > _MAX_MODEL_DIGITS
+    is_kept = listed and not is_number and not _shares(words, identifying)
+    return " ".join(words) if is_kept else _unlisted(text, pseudonyms)
 
 
 def probe_name(text: str, identifying: Collection[str]) -> str:

@@ -59,14 +59,22 @@ def erase_from_ingest(folder: Path) -> Erase:
 
 
 def _remove_received(folder: Path, patients: frozenset[str]) -> int:
-    """Remove what the receiver was sent of patients; what cannot be read is set aside, and removed, by the next ingest."""
+    """Remove what the receiver was sent of patients, and return how many files that were.
+
+    What cannot be read, or was never written to its end, may be theirs and can never be ingested: it goes, too.
+    """
     pseudonyms = _pseudonyms(folder)
     removed = 0
     received = folder / RECEIVED_FOLDER
+    for part in received.glob("*.part"):
+        part.unlink(missing_ok=True)
     for path in (*received.glob("*.dcm"), *(received / HELD_FOLDER).glob("*.dcm")):
         try:
             patient = read_header(read_dataset(path), pseudonyms, "none", ()).patient
-        except (SetAsideError, FileNotFoundError):
+        except FileNotFoundError:
+            continue
+        except SetAsideError:
+            path.unlink(missing_ok=True)
             continue
         if patient in patients:
             path.unlink(missing_ok=True)

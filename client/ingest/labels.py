@@ -1,6 +1,7 @@
 """What the hospital says of its exams: labels from tables, from structured reports and from folders.
 
-Every source is asked, and where two of them, or two rows, disagree there is no label: nobody here can say which is right.
+Every source is asked, and where two of them, or two rows, disagree there is no label: nobody here can say which is right. Only
+labels that stand in ingest.yaml are ever given: a table's column or a folder may well hold names.
 """
 
 import csv
@@ -48,7 +49,7 @@ class LabelTable(Document):
     exam: str | None = Field(default=None, description="column of the study instance UID.")
     accession: str | None = Field(default=None, description="column of the accession number.")
     patient: str | None = Field(default=None, description="column of the patient id.")
-    labels: dict[str, Label] = Field(default_factory=dict, description="text in the table: label; empty: as written.")
+    labels: dict[str, Label] = Field(min_length=1, description="text in the table: label; others say nothing.")
 
 
 class ReportRule(Document):
@@ -64,7 +65,7 @@ class FolderRule(Document):
     """A folder's name says the label of all below it."""
 
     level: int = Field(default=1, ge=1, le=32, description="1: the folder a file lies in; 2: the one above it.")
-    labels: dict[str, Label] = Field(default_factory=dict, description="folder's name: label; empty: as named.")
+    labels: dict[str, Label] = Field(min_length=1, description="folder's name: label; others say nothing.")
 
 
 class LabelSettings(Document):
@@ -226,8 +227,7 @@ def read_labels(settings: LabelSettings, folder: Path) -> Labels:
         folder: what relative paths start from.
 
     Raises:
-        IngestError: a table cannot be read, is not UTF-8 or CSV, lacks a column, or has what is no label; nothing that
-            stands in its cells is told.
+        IngestError: a table cannot be read, is not UTF-8 or CSV, or lacks a column; nothing that stands in its cells is told.
     """
     rows = [row for table in settings.tables for row in _table_rows(table, folder / table.file)]
     return Labels(tuple(rows), settings.folder)
@@ -246,9 +246,7 @@ def clean(text: object) -> str:
 
 
 def mapped(text: str, labels: Mapping[str, str]) -> str:
-    """Return the label a text stands for, whatever its case; without a mapping itself, empty if the mapping lacks it."""
-    if not labels:
-        return text
+    """Return the label a text stands for, whatever its case; empty if it stands for none."""
     wanted = text.casefold()
     return next((label for written, label in labels.items() if clean(written).casefold() == wanted), "")
 
@@ -265,8 +263,7 @@ def _differ(row: LabelRow, asked: LabelRow) -> bool:
 
 def _folder_label(source_path: str, rule: FolderRule) -> str:
     parts = PurePosixPath(source_path.replace("\\", "/")).parts
-    label = mapped(clean(parts[-1 - rule.level]), rule.labels) if len(parts) > rule.level else ""
-    return label if is_label(label) else ""
+    return mapped(clean(parts[-1 - rule.level]), rule.labels) if len(parts) > rule.level else ""
 
 
 def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
@@ -287,7 +284,7 @@ def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
             )
         places = [header.index(key) if key else None for key in keys]
         return [
-            _row(texts, header.index(table.label), places, table.labels, f"{path.name}, line {reader.line_num}")
+            _row(texts, header.index(table.label), places, table.labels)
             for texts in reader
             if any(text.strip() for text in texts)
         ]
@@ -295,20 +292,13 @@ def _table_rows(table: LabelTable, path: Path) -> list[LabelRow]:
         raise IngestError(f"{path.name}, line {reader.line_num}: {error}.", remedy="Correct that line.") from error
 
 
-def _row(texts: list[str], label: int, places: list[int | None], labels: Mapping[str, str], where: str) -> LabelRow:
+def _row(texts: list[str], label: int, places: list[int | None], labels: Mapping[str, str]) -> LabelRow:
     values = [clean(text) for text in texts]
 
     def at(place: int | None) -> str:
         return values[place] if place is not None and place < len(values) else ""
 
-    row = LabelRow(mapped(at(label), labels), *(at(place) for place in places))
-    if not is_label(row.label):
-        raise IngestError(
-            f"{where}: what stands in the column of labels cannot be one.",
-            remedy=f"A label has {_LABEL_RULE}. Correct it, or write into ingest.yaml, under labels of the table, which label it "
-            "stands for.",
-        )
-    return row
+    return LabelRow(mapped(at(label), labels), *(at(place) for place in places))
 
 
 def _lines(path: Path) -> list[str]:

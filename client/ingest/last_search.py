@@ -23,9 +23,8 @@ _SHARED = (INDEX_FILE, QUALITY_PAGE, QUALITY_JSON, JOURNAL_FILE, TEMPLATES_FOLDE
 """What an ingest writes of all instances together. Whatever else lies in its folder is the hospital's own (`ingest.yaml`, tables,
 keys), or raw files and images that wait for a person, which may hold names."""
 _REMEDY = (
-    "Most often it is a label that equals a text of some header, such as its study description. If it names nobody, write it "
-    "into ingest.yaml as a label of the table or rule it comes from; if it does, correct it where it comes from. Then delete {} "
-    "and ingest again. If it is no label, report it to whoever maintains EchoFed."
+    "Somebody may have written there by hand: take it out. Else report it to whoever maintains EchoFed. Then delete {} and "
+    "ingest again."
 )
 
 

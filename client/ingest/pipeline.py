@@ -21,7 +21,6 @@ from echofed.client.ingest.instance import DICOM_FOLDER, REVIEW_FOLDER, SPOOL_FO
 from echofed.client.ingest.journal import Entry, Journal, open_journal
 from echofed.client.ingest.labels import Labels, read_labels
 from echofed.client.ingest.last_search import check_not_withheld, search_shared, search_stored
-from echofed.client.ingest.leaks import Search
 from echofed.client.ingest.leftovers import remove_leftovers
 from echofed.client.ingest.merge_check import keep_merges
 from echofed.client.ingest.outcomes import OF_THE_FILE, PASSING, Verdict, Why, verdict_of
@@ -273,8 +272,6 @@ class _Run:
             self._set_aside(fetched, read.why or Why.DAMAGED, is_read=True)
             return
         label = self._folders.label_of("", "", "", fetched.source_path) or ""
-        if label and any(True for _ in Search(read.texts).find(label.encode())):
-            label = ""  # a folder named after its patient
         known = self._first_copy(read.entry)
         entry = known or read.entry
         entry = entry if entry.label else replace(entry, label=label)

@@ -21,7 +21,7 @@ from echofed.client.ingest.pseudonyms import open_pseudonyms
 from echofed.client.ingest.review.queue import cases
 from echofed.protocol.key_files import PASSPHRASE_VARIABLE
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import clean_files, small_hospital
+from tests.client.ingest.small_hospital import changed_copy, clean_files, label_table, small_hospital
 from tests.small_simulations import ECHOFED, echofed, environment
 
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def state(tmp_path: Path, hospital: DicomSite) -> Path:
 
 def _new_state(state: Path, hospital: DicomSite, **changes: object) -> Path:
     (state / "ingest").mkdir(parents=True)
-    tables = [{"file": str(hospital.labels), "accession": "accession_number"}]
+    tables = [label_table(hospital.labels).model_dump(mode="json")]
     settings = {
         "text_check": "strokes",
         "workers": 2,
@@ -233,6 +233,10 @@ def _forget(hospital: DicomSite, state: Path, images: list[Path]) -> None:
     theirs = next(path for path in images if pydicom.dcmread(path, stop_before_pixels=True).PatientID == patient)
     (folder / "received" / "late.dcm").write_bytes(theirs.read_bytes())
     (folder / "spool" / "left.dcm").write_bytes(theirs.read_bytes())
+    # So does what may be the patient's: cut before its pixels, without ids, or never written to its end.
+    changed_copy(theirs, folder / "received" / "held" / "nameless.dcm", StudyInstanceUID="")
+    (folder / "received" / "held" / "cut.dcm").write_bytes(theirs.read_bytes()[:1200])
+    (folder / "received" / "late.dcm.1-1.part").write_bytes(theirs.read_bytes()[:4000])
     assert "Removed" in echofed("site", "forget", patient, "--state", state).stdout
     assert _holds(state, pseudonym, patient) == []
     assert "Nothing of NOBODY was here" in echofed("site", "forget", "NOBODY", "--state", state).stdout

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
@@ -70,6 +70,12 @@ class _Server(ThreadedAssociationServer):
         super().process_request_thread(request, client_address)
 
 
+def _let_go(event: Event) -> None:
+    """End an association whose connection was closed before it asked for anything; pynetdicom would wait for it in its place."""
+    if not event.assoc.is_established:
+        cast(Any, event.assoc.dul.to_user_queue).put(None)  # as if its time were up
+
+
 @contextmanager
 def listening(door: Door, take: Callable[[Event], int], heard: Callable[[], None]) -> Iterator[int]:
     """Serve in other threads while the context is entered, and give the port.
@@ -94,7 +100,11 @@ def listening(door: Door, take: Callable[[Event], int], heard: Callable[[], None
             bound_reading(event.assoc.dul.socket, door.max_bytes, heard)
         allow_silence(event.assoc, door.idle_seconds)
 
-    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, bound), (evt.EVT_C_STORE, take)]
+    handlers: list[evt.EventHandlerType] = [
+        (evt.EVT_CONN_OPEN, bound),
+        (evt.EVT_CONN_CLOSE, _let_go),
+        (evt.EVT_C_STORE, take),
+    ]
     try:
         server = cast(_Server, entity.make_server((door.host, door.port), evt_handlers=handlers, server_class=_Server))
     except OSError as error:

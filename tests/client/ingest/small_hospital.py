@@ -2,7 +2,7 @@
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydicom
 
@@ -14,6 +14,7 @@ from echofed.client.ingest.sources.arrivals import read_values
 from echofed.simulations.phantoms import PhantomSite
 from echofed.simulations.phantoms.dicom_files import DicomSite, write_dicom_site
 from echofed.simulations.phantoms.dicom_truth import Faults
+from echofed.simulations.phantoms.lesions import Label
 
 SITE = PhantomSite("north", "borealis", 3, (2, 3), {"benign": 0.5, "malignant": 0.5}, "linear")
 FAULTS = Faults(words=0.3, documents=1, not_dicom=1)
@@ -24,12 +25,17 @@ def small_hospital(folder: Path, seed: int = 5) -> DicomSite:
     return write_dicom_site(folder, SITE, seed, FAULTS)
 
 
+def label_table(file: Path) -> LabelTable:
+    """Return the table of an export's labels."""
+    return LabelTable(file=file, accession="accession_number", labels={label: label for label in get_args(Label)})
+
+
 def quick_settings(hospital: DicomSite, **changes: Any) -> IngestSettings:
     """Return settings for phantoms: no text recognition, labels from the table."""
     settings = IngestSettings(
         text_check="strokes",
         frames=FrameRule(rule="every", step=3, most=4),
-        labels=LabelSettings(tables=(LabelTable(file=hospital.labels, accession="accession_number"),)),
+        labels=LabelSettings(tables=(label_table(hospital.labels),)),
         workers=2,
         seconds_per_instance=120,
     )

@@ -104,6 +104,13 @@ def ingested(tmp_path: Path, hospital: Hospital, *, sealed: bool) -> Ingested:
     return made
 
 
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    """One whose images were not ingested."""
+    (tmp_path / "data").mkdir()
+    return Hospital(tmp_path / "data", tmp_path / "state")
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "sealed"])
 def data(tmp_path: Path, hospital: Hospital, request: Any, monkeypatch: pytest.MonkeyPatch) -> Ingested:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, "a")

@@ -176,6 +176,8 @@ def test_a_model_or_probe_that_is_also_an_id_is_not_kept() -> None:
     assert model_name("AB1234", {"AB1234"}, PSEUDONYMS).startswith("unlisted-")
     assert model_name("EPIQ 7C", {"Room^7C"}, PSEUDONYMS).startswith("unlisted-") == (len("7C") >= 3)
     assert model_name("LOGIQ 700", {"LOGIQ 700"}, PSEUDONYMS) == "LOGIQ 700"  # said again in a private element
+    for given in ("881 2345", "71 04 03", "A1971 04 03", "4471 2300 5612 8890", "8812"):
+        assert model_name(given, (), PSEUDONYMS).startswith("unlisted-")
     assert probe_name("C5-1", {"c5-1"}) == ""
     assert (
         model_name("Turbo", {"Turbo^Anna"}, PSEUDONYMS) == "Turbo"

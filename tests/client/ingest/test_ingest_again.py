@@ -14,8 +14,7 @@ from echofed.client.ingest.forget import forget
 from echofed.client.ingest.forgotten_exams import erase_from_ingest, pseudonyms_of
 from echofed.client.ingest.frame_store import frame_files
 from echofed.client.ingest.journal import open_journal
-from echofed.client.ingest.labels import FolderRule, LabelSettings, LabelTable
-from echofed.client.ingest.leaks import find_leaks
+from echofed.client.ingest.labels import FolderRule, LabelSettings
 from echofed.client.ingest.outcomes import SetAsideError, Verdict, Why
 from echofed.client.ingest.pipeline import ingest, ingest_folder
 from echofed.client.ingest.pseudonyms import open_pseudonyms
@@ -24,7 +23,7 @@ from echofed.client.ingest.settings import IngestSettings
 from echofed.client.ingest.sources.filters import Filters, Selection
 from echofed.client.ingest.sources.settings import FolderSource, ReceivedSource
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, hidden_header
+from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, hidden_header, label_table
 
 ACCEPTED = (Verdict.ACCEPTED, "")
 
@@ -210,30 +209,6 @@ def test_folders_of_any_name_give_labels(hospital: DicomSite, tmp_path: Path, al
     assert {entry.label for entry in entries(folder)} == set(names.values())
 
 
-def test_a_folder_named_after_its_patient_gives_no_label(
-    hospital: DicomSite, tmp_path: Path, alone: IngestSettings
-) -> None:
-    path, export, folder = clean_files(hospital)[0], tmp_path / "export", tmp_path / "ingest"
-    who = {"PatientName": "KARLOVIC^ANNA", "PatientID": "KARL-3318"}
-    names = ("Anna Karlovic", "KARL-3318 liver", "Karlovic", "fibrosis")
-    for number, name in enumerate(names):
-        uids = {"SOPInstanceUID": f"2.25.900{number}", "StudyInstanceUID": f"2.25.9{number}"}
-        changed_copy(path, export / name / "1.dcm", **who, **uids)
-    # A copy that lies in such a folder, and is read when the first is known, gives none either.
-    shutil.copytree(export / names[0], export / "of Karlovic")
-    settings = alone.model_copy(update={"labels": LabelSettings(folder=FolderRule())})
-    report = ingest_folder(folder, export, settings)
-    assert (report.read, report.copies) == ({ACCEPTED: 4}, 1)
-    pseudonyms = open_pseudonyms(folder)
-    labels = {entry.instance: entry.label for entry in entries(folder)}
-    assert labels == {
-        pseudonyms.instance(f"2.25.900{number}"): "" if "karl" in name.lower() else name
-        for number, name in enumerate(names)
-    }
-    # The index is there: nothing in it names anybody.
-    assert find_leaks([folder / "index.csv", folder / "journal.sqlite"], who.values()) == []
-
-
 def test_tables_are_read_before_anything_is_fetched(
     hospital: DicomSite, tmp_path: Path, alone: IngestSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +216,7 @@ def test_tables_are_read_before_anything_is_fetched(
         raise AssertionError("fetched")
 
     monkeypatch.setattr(pipeline, "fetch_all", fetch)
-    tables = (LabelTable(file=tmp_path / "none.csv", accession="accession_number"),)
+    tables = (label_table(tmp_path / "none.csv"),)
     with pytest.raises(IngestError, match=r"none\.csv"):
         ingest_folder(
             tmp_path / "a", clean_files(hospital)[0], alone.model_copy(update={"labels": LabelSettings(tables=tables)})

@@ -16,7 +16,7 @@ from echofed.client.ingest.errors import IngestError, LeakError
 from echofed.client.ingest.frame_store import frame_files, read_frame
 from echofed.client.ingest.instance import Frame, refuse_leaks
 from echofed.client.ingest.journal import open_journal
-from echofed.client.ingest.labels import LabelSettings, LabelTable
+from echofed.client.ingest.labels import LabelSettings
 from echofed.client.ingest.last_search import WITHHELD_FILE, search_stored
 from echofed.client.ingest.leaks import Search, find_leaks
 from echofed.client.ingest.outcomes import SetAsideError, Verdict, Why
@@ -29,7 +29,7 @@ from echofed.client.ingest.sources.settings import FolderSource
 from echofed.client.settings import SiteSettings
 from echofed.client.site import create_site
 from echofed.simulations.phantoms.dicom_files import DicomSite
-from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, quick_settings
+from tests.client.ingest.small_hospital import changed_copy, clean_files, entries, label_table, quick_settings
 
 BY = {"by": "Dr A. Martin", "decided_at": "2030-01-01T00:00:00+00:00"}
 
@@ -131,7 +131,7 @@ def test_new_labels_need_no_images(hospital: DicomSite, tmp_path: Path, alone: I
     accession = pydicom.dcmread(path, stop_before_pixels=True).AccessionNumber
     table = tmp_path / "labels.csv"
     table.write_text(f"accession_number,label\n{accession},benign\n")
-    labels = LabelSettings(tables=(LabelTable(file=table, accession="accession_number"),))
+    labels = LabelSettings(tables=(label_table(table),))
     settings, folder = alone.model_copy(update={"labels": labels}), tmp_path / "ingest"
     ingest_folder(folder, path, settings)
     assert {row["label"] for row in _rows(folder)} == {"benign"}
@@ -193,23 +193,21 @@ def test_copies_kept_as_dicom_are_readable_and_name_nobody(
     assert registered.images == len(_rows(folder))
 
 
-def test_a_name_among_the_labels_withholds_the_index(
+def test_a_name_in_what_is_stored_of_all_withholds_the_index(
     hospital: DicomSite, tmp_path: Path, alone: IngestSettings
 ) -> None:
-    path = clean_files(hospital)[0]
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-    table = tmp_path / "labels.csv"
-    table.write_text(f"accession_number,label\n{header.AccessionNumber},{header.PatientID}\n")
-    labels = LabelSettings(tables=(LabelTable(file=table, accession="accession_number"),))
-    settings, folder = alone.model_copy(update={"labels": labels}), tmp_path / "ingest"
-    with pytest.raises(LeakError, match=r"index\.csv"):
-        ingest_folder(folder, path, settings)
+    path, folder = clean_files(hospital)[0], tmp_path / "ingest"
+    note = folder / "templates" / "note.txt"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"drawn on {pydicom.dcmread(path, stop_before_pixels=True).PatientID}\n")
+    with pytest.raises(LeakError, match=r"note\.txt"):
+        ingest_folder(folder, path, alone)
     assert not (folder / "index.csv").exists()
     with pytest.raises(LeakError, match="earlier"):
-        ingest(folder, None, settings)
-    table.write_text(f"accession_number,label\n{header.AccessionNumber},benign\n")
+        ingest(folder, None, alone)
+    note.unlink()
     (folder / WITHHELD_FILE).unlink()
-    assert ingest(folder, None, settings).training_set.exams == 1
+    assert ingest(folder, None, alone).training_set.exams == 1
 
 
 def test_what_a_killed_ingest_left_is_removed_but_not_a_decision(

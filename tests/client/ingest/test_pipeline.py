@@ -13,7 +13,7 @@ import pytest
 
 from echofed.client.ingest.frame_store import read_frame
 from echofed.client.ingest.journal import Entry, open_journal
-from echofed.client.ingest.labels import LabelSettings, LabelTable, ReportRule
+from echofed.client.ingest.labels import LabelSettings, ReportRule
 from echofed.client.ingest.leaks import find_leaks
 from echofed.client.ingest.outcomes import Verdict, Why
 from echofed.client.ingest.pipeline import IngestReport, ingest, ingest_folder
@@ -26,6 +26,7 @@ from echofed.client.site import create_site
 from echofed.simulations.phantoms import PhantomSite
 from echofed.simulations.phantoms.dicom_files import DicomSite, write_dicom_site
 from echofed.simulations.phantoms.dicom_truth import EVERY_FAULT, Truth
+from tests.client.ingest.small_hospital import label_table
 
 ROOT = Path(__file__).parents[3]
 SITE = PhantomSite("north", "borealis", 8, (2, 4), {"benign": 0.5, "malignant": 0.5}, "linear")
@@ -37,7 +38,7 @@ def settings(hospital: DicomSite) -> IngestSettings:
         text_check="strokes",
         frames=FrameRule(rule="every", step=3, most=4),
         labels=LabelSettings(
-            tables=(LabelTable(file=hospital.labels, accession="accession_number"),),
+            tables=(label_table(hospital.labels),),
             reports=(ReportRule(concept="Finding", labels={"benign": "benign", "malignant": "malignant"}),),
         ),
         workers=2,

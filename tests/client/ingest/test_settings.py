@@ -19,7 +19,7 @@ def test_relative_paths_start_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "ingest.yaml").write_text(
         "source:\n  kind: dicomweb\n  url: https://pacs.hospital.example/dicom-web\n  ca_file: pacs.pem\n"
         "filters:\n  since: 2024-01-31\n  studies_file: /lists/studies.csv\n"
-        "labels:\n  tables:\n    - file: labels.csv\n      accession: number\n"
+        "labels:\n  tables:\n    - file: labels.csv\n      accession: number\n      labels: {cyst: benign}\n"
         "  reports:\n    - concept: Finding\n      labels: {cyst: benign}\n"
         "merges: merges.csv\n"
     )

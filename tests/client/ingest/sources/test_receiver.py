@@ -2,7 +2,9 @@
 
 import io
 import resource
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +96,18 @@ def test_more_associations_than_allowed_are_rejected_for_now(tmp_path: Path) -> 
         assert first.is_established
         assert second.is_rejected
         first.release()
+
+
+def test_connections_that_close_at_once_keep_nobody_out(tmp_path: Path) -> None:
+    """As those of a health check do."""
+    with receiving(_settings(max_associations=2, idle_seconds=60), tmp_path / "received") as (port, _):
+        for _ in range(4):
+            socket.create_connection(("127.0.0.1", port)).close()
+        deadline = time.monotonic() + 20
+        while not (association := _associate(port)).is_established:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        association.release()
 
 
 def test_a_full_disk_is_said_to_the_sender(tmp_path: Path) -> None:
