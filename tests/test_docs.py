@@ -79,7 +79,8 @@ def _prepare_export(folder: Path) -> None:
     ingest = folder / "site" / "ingest"
     ingest.mkdir(parents=True)
     (ingest / "ingest.yaml").write_text(
-        "text_check: strokes\nlabels: {tables: [{file: ../../hospital/labels.csv, accession: accession_number}]}\n"
+        "text_check: strokes\nlabels:\n  tables:\n    - file: ../../hospital/labels.csv\n      accession: accession_number\n"
+        "      labels: {normal: normal, benign: benign, malignant: malignant}\n"
     )
 
 
