@@ -14,7 +14,6 @@ _THIN_PX = 9
 _MIN_CONTRAST = 40
 _MIN_SATURATION = 50
 _DARK = 20
-_FEW_COLOURED = 12
 _WINDOW_PX = (12, 48)
 MIN_PENS, MIN_DARK_PENS = 28, 20
 """Pen pixels in a window that make writing, lighter or darker than its ground. Phantoms have up to 25 and 14, words of 9 px at
@@ -46,13 +45,12 @@ def pen_pixels(picture: Pixels) -> NDArray[np.bool_]:
 
 
 def _planes(picture: Pixels) -> tuple[Pixels, Pixels | None]:
-    """Return each pixel's brightness and saturation, None for it where too few are strongly coloured to matter."""
+    """Return each pixel's brightness and saturation, None for it where no pixel is strongly coloured."""
     if picture.ndim == 2:
         return picture, None
     most = brightest(picture)
     saturation = most - darkest(picture)
-    few = np.count_nonzero(saturation > _MIN_SATURATION) < _FEW_COLOURED
-    return most, None if few else saturation
+    return most, saturation if saturation.max() > _MIN_SATURATION else None
 
 
 def _pens(edges: _Edges, saturation: Pixels | None) -> NDArray[np.bool_]:
